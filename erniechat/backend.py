@@ -1,0 +1,93 @@
+"""All that a front-end may ask of an engine: the ChatBackend protocol, and what it tells back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from erniechat.chat.conversation import Message
+from erniechat.events import StreamEvent
+from erniechat.options import SamplingOptions
+
+ThinkMode = Literal["auto", "on", "off"]
+ThinkingSupport = Literal["never", "always", "switchable"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is loaded and what it can do."""
+
+    model: str
+    quant: str
+    device: str
+    context_length: int
+    thinking: ThinkingSupport
+    has_chat_template: bool
+    load_seconds: float
+    defaults: SamplingOptions = field(default_factory=SamplingOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes held now and at most since the start; the GPU's are 0 without one."""
+
+    weights_nbytes: int = 0
+    kv_cache_nbytes: int = 0
+    host_nbytes: int = 0
+    host_peak_nbytes: int = 0
+    gpu_nbytes: int = 0
+    gpu_peak_nbytes: int = 0
+
+
+class ChatBackend(Protocol):
+    """An engine as a front-end sees it. One reply at a time."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded and what it can do."""
+        ...
+
+    def stream_reply(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingOptions,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> Iterator[StreamEvent]:
+        """Answer a conversation; the last event is always a TurnEnd.
+
+        Raises:
+            UsageError: If the model cannot think as asked, or has no chat template.
+            ContextLengthError: If the prompt leaves no room for an answer.
+        """
+        ...
+
+    def stream_completion(self, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
+        """Go on from raw text, without a chat template; yields TextDelta and a TurnEnd."""
+        ...
+
+    def render_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> str:
+        """The exact text that stream_reply would read."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without any that a template adds."""
+        ...
+
+    def cancel(self) -> None:
+        """End the running reply after its current step; callable from any thread or handler."""
+        ...
+
+    def memory(self) -> MemoryUse:
+        """Bytes held now and at most."""
+        ...
+
+    def close(self) -> None:
+        """Keep what must be kept (routing counts) and let go of the weights."""
+        ...

@@ -1,0 +1,1 @@
+"""Text to and from the model: conversation, template, tokenizer, reply parser. No torch here."""

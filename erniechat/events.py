@@ -1,0 +1,73 @@
+"""What a reply is made of: the events that an engine yields and a front-end draws."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingDelta:
+    """A further piece of the model's reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A further piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A complete call of a tool; ``arguments`` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stage is: ``stage`` is "read" (tokens), "load" or "quantize" (bytes)."""
+
+    stage: Literal["read", "load", "quantize", "download"]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one reply. ``prompt`` includes ``cached``, those found in the KV cache.
+
+    ``thinking + answer`` is every generated token, tags and the stop token included.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    thinking: int = 0
+    answer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Wall time of one reply by phase: reading the prompt, thinking, writing the answer."""
+
+    read: float = 0.0
+    think: float = 0.0
+    write: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """The last event of a reply. ``seed`` repeats the reply when given again."""
+
+    finish_reason: FinishReason
+    usage: Usage = field(default_factory=Usage)
+    seconds: Seconds = field(default_factory=Seconds)
+    seed: int = 0
+
+
+StreamEvent = ThinkingDelta | TextDelta | ToolCall | Progress | TurnEnd

@@ -1,0 +1,1 @@
+"""Model families in plain torch: configuration, layers, routing, KV cache, checkpoint reader."""

@@ -1,0 +1,240 @@
+"""Every setting, once: frozen, checked on creation; one table feeds flags, environment and /set.
+
+A setting is a dataclass field made by `setting()`; `OPTIONS` collects them all. The flag is
+``--temperature``, the environment variable ``ERNIECHAT_TEMPERATURE``, and in the REPL, where
+``live`` is true, ``/set temperature``.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from erniechat.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a setting's values must satisfy and how it is explained."""
+
+    help: str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    live: bool = False
+
+
+def setting(default: Any, help: str, **spec: Any) -> Any:
+    """A dataclass field that is a setting."""
+    return dataclasses.field(default=default, metadata={"spec": Spec(help, **spec)})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Which model, and how it is held."""
+
+    model: str = setting("mini", "hub name, folder, or mini (built in)", metavar="NAME")
+    revision: str | None = setting(None, "branch, tag or commit on the hub", metavar="REV")
+    quant: str = setting(
+        "auto",
+        "how weights are held; auto: as the checkpoint was quantized, else nf4",
+        choices=("auto", "bf16", "int8", "nf4", "fp4"),
+    )
+    device: str = setting("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
+    dtype: str = setting(
+        "bfloat16", "floating-point type of activations", choices=("bfloat16", "float32")
+    )
+    ctx: int | None = setting(
+        None, "context length in tokens; default: the model's own, at most 32768", low=16
+    )
+    kernels: str = setting(
+        "auto", "kernel backend; auto takes the fastest there is", metavar="NAME"
+    )
+    threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
+    offline: bool = setting(False, "never use the network")
+    copy: bool = setting(True, "keep a quantized copy on disk and start from it")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How tokens are chosen. None means: what the checkpoint's generation_config says."""
+
+    temperature: float | None = setting(
+        None, "randomness; 0 always takes the likeliest token", low=0.0, live=True
+    )
+    top_k: int | None = setting(None, "choose among the K likeliest; 0 is off", low=0, live=True)
+    top_p: float | None = setting(
+        None, "choose among the likeliest that sum to P", above=0.0, high=1.0, live=True
+    )
+    min_p: float | None = setting(
+        None,
+        "drop tokens less likely than P times the likeliest; 0 is off",
+        low=0.0,
+        high=1.0,
+        live=True,
+    )
+    repetition_penalty: float | None = setting(
+        None, "above 1: tokens already seen are less likely", above=0.0, live=True
+    )
+    max_tokens: int | None = setting(
+        None, "most tokens of a reply; default: what the context holds", low=1, live=True
+    )
+    seed: int | None = setting(None, "repeat a reply", low=0, high=2**63 - 1, live=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def over(self, defaults: "SamplingOptions") -> "SamplingOptions":
+        """These options, with what is None taken from defaults."""
+        values = {
+            f.name: getattr(defaults, f.name)
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) is None
+        }
+        return dataclasses.replace(self, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class DisplayOptions:
+    """What is shown, and how."""
+
+    thoughts: str = setting(
+        "auto",
+        "show the model's thinking; auto: summary on a terminal, none elsewhere",
+        choices=("auto", "full", "summary", "none"),
+        live=True,
+    )
+    think: str = setting(
+        "auto", "whether the model thinks", choices=("auto", "on", "off"), live=True
+    )
+    color: str = setting("auto", "colours", choices=("auto", "always", "never"))
+    plain: bool = setting(False, "no cursor motion, no redrawing, no Markdown")
+    quiet: bool = setting(False, "nothing but the answer and errors")
+    verbose: bool = setting(False, "say more on stderr")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table: a setting, where it lives, its type and its rule."""
+
+    name: str
+    owner: type
+    type: type
+    default: Any
+    spec: Spec
+
+    @property
+    def flag(self) -> str:
+        """The long command-line flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "ERNIECHAT_" + self.name.upper()
+
+    @property
+    def rule(self) -> str:
+        """What values are allowed, in words."""
+        if self.spec.choices:
+            return "one of " + ", ".join(self.spec.choices)
+        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        parts = [kind[self.type]]
+        if self.spec.above is not None:
+            parts.append(f"above {self.spec.above:g}")
+        if self.spec.low is not None:
+            parts.append(f"at least {self.spec.low:.16g}")
+        if self.spec.high is not None:
+            parts.append(f"at most {self.spec.high:.16g}")
+        return parts[0] + (" " + " and ".join(parts[1:]) if parts[1:] else "")
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that the rule forbids.
+
+        Raises:
+            UsageError: With the flag, the value and the rule.
+        """
+        spec = self.spec
+        wrong = bool(spec.choices) and value not in spec.choices
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            wrong = wrong or not math.isfinite(value)
+            wrong = wrong or (spec.low is not None and value < spec.low)
+            wrong = wrong or (spec.high is not None and value > spec.high)
+            wrong = wrong or (spec.above is not None and value <= spec.above)
+        if wrong:
+            raise UsageError(f'{self.flag} must be {self.rule}, got "{value}"')
+
+    def parse(self, text: str) -> Any:
+        """The value that a text stands for.
+
+        Raises:
+            UsageError: With the flag, the text and the rule.
+        """
+        value: Any = text
+        if self.type is bool:
+            value = {"1": True, "true": True, "yes": True, "on": True}.get(text.lower())
+            if value is None and text.lower() in ("0", "false", "no", "off", ""):
+                value = False
+        elif self.type in (int, float):
+            try:
+                value = self.type(text)
+            except ValueError:
+                value = None
+        if value is None:
+            raise UsageError(f'{self.flag} must be {self.rule}, got "{text}"')
+        self.check(value)
+        return value
+
+
+def _plain_type(annotation: Any) -> type:
+    """The type behind ``X`` or ``X | None``."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+    return typing.cast(type, annotation)
+
+
+def _options_of(owner: type) -> list[Option]:
+    hints = typing.get_type_hints(owner)
+    return [
+        Option(f.name, owner, _plain_type(hints[f.name]), f.default, f.metadata["spec"])
+        for f in dataclasses.fields(owner)
+    ]
+
+
+OPTIONS: Mapping[str, Option] = {
+    option.name: option
+    for owner in (LoadOptions, SamplingOptions, DisplayOptions)
+    for option in _options_of(owner)
+}
+
+
+def check(options: LoadOptions | SamplingOptions | DisplayOptions) -> None:
+    """Check every value of an options object against its rule.
+
+    Raises:
+        UsageError: For the first value that breaks its rule.
+    """
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        if value is not None:
+            OPTIONS[f.name].check(value)
+
+
+OptionsT = TypeVar("OptionsT", LoadOptions, SamplingOptions, DisplayOptions)
+
+
+def build(owner: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """An options object from a mapping that may hold other objects' settings too."""
+    names = {f.name for f in dataclasses.fields(owner)}
+    return owner(**{name: value for name, value in values.items() if name in names})

@@ -1,0 +1,1 @@
+"""Front-ends: one-shot and REPL. They know a ChatBackend and no torch."""
