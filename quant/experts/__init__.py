@@ -1,0 +1,1 @@
+"""Routed experts: where they live, how often each is used, and the door through which they run."""

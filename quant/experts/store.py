@@ -1,0 +1,86 @@
+"""The one door to routed experts: runs them wherever they live and counts who was used."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quant.errors import QuantError
+from quant.kernels.base import ExpertWeights, KernelBackend
+
+
+class ExpertStore(Protocol):
+    """Runs routed experts; the model never learns where one lives."""
+
+    @property
+    def counts(self) -> Tensor:
+        """How often each expert was chosen since the start, int64 ``[num_layers, num_experts]``."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all experts."""
+        ...
+
+    def forward(
+        self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
+    ) -> Tensor:
+        """The weighted sum of each token's chosen experts.
+
+        Args:
+            layer_idx: Index of the layer in the model.
+            hidden_states: ``[num_tokens, hidden_size]``.
+            topk_ids: int64 ``[num_tokens, num_experts_per_tok]``.
+            topk_weights: float32 ``[num_tokens, num_experts_per_tok]``.
+
+        Returns:
+            ``[num_tokens, hidden_size]`` in the dtype of hidden_states.
+        """
+        ...
+
+
+class ResidentExpertStore:
+    """All experts in the memory of one device.
+
+    Args:
+        experts: By layer index the layer's experts, in the order of their ids.
+        num_layers: Layers of the model, those without experts included.
+        backend: Runs them; it has prepared their weights.
+
+    Raises:
+        QuantError: If layers differ in their number of experts.
+    """
+
+    def __init__(
+        self,
+        experts: Mapping[int, Sequence[ExpertWeights]],
+        num_layers: int,
+        backend: KernelBackend,
+    ) -> None:
+        sizes = {len(layer) for layer in experts.values()}
+        if len(sizes) > 1:
+            raise QuantError(f"layers have {sorted(sizes)} experts; all must have as many")
+        self._experts = experts
+        self._backend = backend
+        num_experts = sizes.pop() if sizes else 0
+        self._counts = torch.zeros(num_layers, num_experts, dtype=torch.int64)
+
+    @property
+    def counts(self) -> Tensor:
+        """See `ExpertStore.counts`."""
+        return self._counts
+
+    @property
+    def nbytes(self) -> int:
+        """See `ExpertStore.nbytes`."""
+        return sum(expert.nbytes for layer in self._experts.values() for expert in layer)
+
+    def forward(
+        self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
+    ) -> Tensor:
+        """See `ExpertStore.forward`."""
+        experts = self._experts[layer_idx]
+        chosen = topk_ids.flatten().cpu()
+        self._counts[layer_idx] += torch.bincount(chosen, minlength=len(experts))
+        return self._backend.routed_experts(hidden_states, topk_ids, topk_weights, experts)

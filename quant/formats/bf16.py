@@ -1,0 +1,42 @@
+"""bfloat16: the weight as checkpoints store it, for comparison and for what must stay exact."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from quant.formats.base import PartSpec, finite_absmax
+from quant.tensor import QuantTensor
+
+
+class BFloat16:
+    """No quantization: one part, ``weight``, bfloat16 ``[out_features, in_features]``."""
+
+    name = "bf16"
+    layout = "rows"
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Every shape will do."""
+
+    def part_specs(self, shape: tuple[int, int]) -> Mapping[str, PartSpec]:
+        """The weight itself."""
+        return {"weight": PartSpec(shape, torch.bfloat16)}
+
+    def quantize(self, weight: Tensor) -> QuantTensor:
+        """Round a weight to bfloat16, which is exact for nearly every checkpoint."""
+        finite_absmax(weight, -1)
+        out_features, in_features = weight.shape
+        parts = {"weight": weight.to(torch.bfloat16).contiguous()}
+        return QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+
+    def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
+        """The weight in another dtype."""
+        return tensor.parts["weight"].to(dtype)
+
+    def random(self, shape: tuple[int, int], generator: torch.Generator) -> QuantTensor:
+        """Normal values."""
+        weight = torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        return QuantTensor(self.name, self.layout, shape, {"weight": weight})
+
+
+BF16 = BFloat16()

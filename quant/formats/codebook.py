@@ -1,0 +1,162 @@
+"""4-bit formats by codebook: 64 weights share an absmax, each code names one of 16 values.
+
+The layout ``x16`` interleaves 16 output rows, so that one 64-byte load holds 8 weights of each of
+16 rows. ``codes`` is int32 ``[N/16, K/64, 8, 16]``: word (t, r) of a block holds the codes
+k = 8t … 8t+7 of row r, code 8t+j in its nibble j. ``absmax`` is float16 ``[N/16, K/64, 16]``.
+N is out_features, K in_features.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from quant.errors import QuantError
+from quant.formats.base import PartSpec, finite_absmax
+from quant.tensor import QuantTensor
+
+BLOCK_SIZE = 64
+NUM_INTERLEAVED_ROWS = 16
+
+
+def pack_x16(codes: Tensor) -> Tensor:
+    """Codes in rows to the x16 layout.
+
+    Args:
+        codes: uint8 ``[N, K]``, values 0 to 15.
+
+    Returns:
+        int32 ``[N/16, K/64, 8, 16]``.
+    """
+    out_features, in_features = codes.shape
+    low, high = codes.view(out_features, in_features // 2, 2).unbind(-1)
+    packed = low | (high << 4)  # [N, K/2], byte i holds codes 2i and 2i+1
+    if sys.byteorder != "little":
+        raise QuantError("the 4-bit layout is defined for little-endian machines")
+    words = packed.view(torch.int32)  # [N, K/8]
+    words = words.view(-1, NUM_INTERLEAVED_ROWS, in_features // BLOCK_SIZE, 8)
+    return words.permute(0, 2, 3, 1).contiguous()
+
+
+def unpack_x16(words: Tensor) -> Tensor:
+    """The inverse of pack_x16: int32 ``[N/16, K/64, 8, 16]`` to uint8 ``[N, K]``."""
+    groups, blocks = words.shape[:2]
+    rows = words.permute(0, 3, 1, 2).contiguous().view(groups * NUM_INTERLEAVED_ROWS, blocks * 8)
+    packed = rows.view(torch.uint8)  # [N, K/2]
+    codes = torch.stack((packed & 15, packed >> 4), -1)
+    return codes.view(groups * NUM_INTERLEAVED_ROWS, blocks * BLOCK_SIZE)
+
+
+def absmax_to_x16(absmax: Tensor) -> Tensor:
+    """Scales ``[N, K/64]`` of any float dtype to float16 ``[N/16, K/64, 16]``.
+
+    Raises:
+        QuantError: If a scale is too large for float16.
+    """
+    if bool((absmax > torch.finfo(torch.float16).max).any()):
+        raise QuantError(
+            f"a block's largest weight is {absmax.max():g}, and a 4-bit scale holds at most 65504; "
+            "keep this model in bf16 or int8"
+        )
+    grouped = absmax.view(-1, NUM_INTERLEAVED_ROWS, absmax.shape[1])
+    return grouped.permute(0, 2, 1).to(torch.float16).contiguous()
+
+
+def absmax_from_x16(absmax: Tensor) -> Tensor:
+    """The inverse of absmax_to_x16: float16 ``[N/16, K/64, 16]`` to float32 ``[N, K/64]``."""
+    return absmax.permute(0, 2, 1).reshape(-1, absmax.shape[1]).float()
+
+
+class Codebook4:
+    """A 4-bit format with its own codebook; ``nf4`` and ``fp4`` are its two instances.
+
+    Args:
+        name: Key in ``FORMATS`` and bitsandbytes' ``quant_type``.
+        codebook: 16 values between -1 and 1, by code.
+    """
+
+    layout = "x16"
+
+    def __init__(self, name: str, codebook: Sequence[float]) -> None:
+        self.name = name
+        self.codebook = torch.tensor(codebook, dtype=torch.float32)
+        values, order = self.codebook.sort()
+        # bitsandbytes' rule: a weight takes the nearer value, at a tie the lower one.
+        self._bounds = (values[:-1] + values[1:]) / 2
+        self._code_of_rank = order.to(torch.uint8)
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Blocks of 64 along the input, groups of 16 rows."""
+        out_features, in_features = shape
+        if in_features % BLOCK_SIZE:
+            raise QuantError(
+                f"in_features {in_features} is not a multiple of block_size {BLOCK_SIZE}; "
+                "use int8 or bf16 for this model"
+            )
+        if out_features % NUM_INTERLEAVED_ROWS:
+            raise QuantError(
+                f"out_features {out_features} is not a multiple of {NUM_INTERLEAVED_ROWS}, the "
+                "rows that a 4-bit layout interleaves; use int8 or bf16 for this model"
+            )
+
+    def part_specs(self, shape: tuple[int, int]) -> Mapping[str, PartSpec]:
+        """Packed codes and one absmax a block."""
+        self.check(shape)
+        groups, blocks = shape[0] // NUM_INTERLEAVED_ROWS, shape[1] // BLOCK_SIZE
+        return {
+            "codes": PartSpec((groups, blocks, 8, NUM_INTERLEAVED_ROWS), torch.int32),
+            "absmax": PartSpec((groups, blocks, NUM_INTERLEAVED_ROWS), torch.float16),
+        }
+
+    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales in plain rows, bit for bit those of bitsandbytes.
+
+        Args:
+            weight: Float ``[N, K]``.
+
+        Returns:
+            uint8 codes ``[N, K]`` and float32 absmax ``[N, K/64]``.
+        """
+        out_features, in_features = weight.shape
+        self.check((out_features, in_features))
+        blocks = weight.float().view(out_features, -1, BLOCK_SIZE)
+        absmax = finite_absmax(blocks, -1)
+        scaled = blocks * absmax.clamp(min=1e-38).reciprocal()[..., None]
+        ranks = torch.bucketize(
+            scaled.clamp_(-1, 1), self._bounds.to(weight.device), out_int32=True
+        )
+        codes = self._code_of_rank.to(weight.device)[ranks]
+        return codes.view(out_features, in_features), absmax
+
+    def from_rows(self, codes: Tensor, absmax: Tensor) -> QuantTensor:
+        """A QuantTensor of codes uint8 ``[N, K]`` and scales ``[N, K/64]``."""
+        out_features, in_features = codes.shape
+        self.check((out_features, in_features))
+        parts = {"codes": pack_x16(codes), "absmax": absmax_to_x16(absmax)}
+        return QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+
+    def to_rows(self, tensor: QuantTensor) -> tuple[Tensor, Tensor]:
+        """Codes uint8 ``[N, K]`` and scales float32 ``[N, K/64]`` of a tensor in x16."""
+        if tensor.layout != self.layout:
+            raise QuantError(f"expected the layout {self.layout}, got {tensor.layout}")
+        return unpack_x16(tensor.parts["codes"]), absmax_from_x16(tensor.parts["absmax"])
+
+    def quantize(self, weight: Tensor) -> QuantTensor:
+        """Pack a weight into 4-bit codes with one float16 absmax a block: 4.25 bits a weight."""
+        return self.from_rows(*self.encode(weight))
+
+    def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
+        """Codebook value times absmax, computed in float32."""
+        codes, absmax = self.to_rows(tensor)
+        values = self.codebook.to(codes.device)[codes.int()].view(*absmax.shape, BLOCK_SIZE)
+        return (values * absmax[..., None]).view(tensor.shape).to(dtype)
+
+    def random(self, shape: tuple[int, int], generator: torch.Generator) -> QuantTensor:
+        """Uniform codes; the scale gives them a standard deviation of 0.02."""
+        specs = self.part_specs(shape)
+        codes = torch.empty(specs["codes"].shape, dtype=torch.int32)
+        codes.view(torch.int64).random_(generator=generator)
+        absmax = 0.02 / float(self.codebook.square().mean().sqrt())
+        parts = {"codes": codes, "absmax": torch.full(specs["absmax"].shape, absmax).half()}
+        return QuantTensor(self.name, self.layout, shape, parts)

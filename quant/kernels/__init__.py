@@ -1,0 +1,48 @@
+"""Kernel backends by name, and which one serves a format on a device.
+
+A new one is a file here, a line in BACKENDS and its place in PREFERENCE.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from quant.errors import QuantError
+from quant.kernels.base import ExpertWeights, KernelBackend
+from quant.kernels.bnb import BnbBackend
+from quant.kernels.reference import ReferenceBackend
+from quant.kernels.torch_ops import TorchBackend
+
+__all__ = ["BACKENDS", "PREFERENCE", "ExpertWeights", "KernelBackend", "backend_for"]
+
+BACKENDS: Mapping[str, Callable[[], KernelBackend]] = {
+    "torch": TorchBackend,
+    "bnb": BnbBackend,
+    "reference": ReferenceBackend,
+}
+# Fastest first. reference is left out: it serves everything, slowly, and is taken only by name.
+PREFERENCE = ("torch", "bnb")
+
+
+def backend_for(format_name: str, device: torch.device, name: str = "auto") -> KernelBackend:
+    """The named backend, or the fastest that serves a format on a device.
+
+    Raises:
+        QuantError: If there is no such backend, or it does not serve the format there.
+    """
+    if name == "auto":
+        candidates = [BACKENDS[candidate]() for candidate in PREFERENCE]
+    elif name in BACKENDS:
+        candidates = [BACKENDS[name]()]
+    else:
+        raise QuantError(f'no kernel backend "{name}"; there are auto, {", ".join(BACKENDS)}')
+    reasons = []
+    for backend in candidates:
+        reason = backend.why_not(format_name, device)
+        if not reason:
+            return backend
+        reasons.append(f"{backend.name}: {reason}")
+    raise QuantError(
+        f"no kernel for {format_name} on {device.type} ({'; '.join(reasons)}); "
+        "use --kernels reference or another --quant"
+    )

@@ -1,0 +1,40 @@
+"""The definition of every product: dequantize the whole weight, then multiply. Slow and exact."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quant.formats import FORMATS
+from quant.kernels.base import ExpertWeights, routed_experts_by_matmul
+from quant.tensor import QuantTensor
+
+
+class ReferenceBackend:
+    """Plain torch, any format in its own layout, any device."""
+
+    name = "reference"
+
+    def why_not(self, format_name: str, device: torch.device) -> str:
+        """It can do everything."""
+        return ""
+
+    def prepare(self, tensor: QuantTensor) -> QuantTensor:
+        """Formats come in the layout that this backend reads."""
+        return tensor
+
+    def matmul(self, hidden_states: Tensor, weight: QuantTensor) -> Tensor:
+        """See `KernelBackend.matmul`."""
+        dense = FORMATS[weight.format].dequantize(weight, hidden_states.dtype)
+        return F.linear(hidden_states, dense)
+
+    def routed_experts(
+        self,
+        hidden_states: Tensor,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        experts: Sequence[ExpertWeights],
+    ) -> Tensor:
+        """See `KernelBackend.routed_experts`."""
+        return routed_experts_by_matmul(self.matmul, hidden_states, topk_ids, topk_weights, experts)
