@@ -1,10 +1,12 @@
 """A quantized weight: its packed codes and scales, with the layout they are in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from quant.errors import QuantError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +42,24 @@ class QuantTensor:
             return self
         parts = {name: part.to(device) for name, part in self.parts.items()}
         return QuantTensor(self.format, self.layout, self.shape, parts)
+
+
+def concat_rows(tensors: Sequence[QuantTensor]) -> QuantTensor:
+    """One weight of several that share their input, such as q, k and v.
+
+    Args:
+        tensors: Of one format, in the layout in which ``quantize`` makes it, where every part
+            has the output rows first.
+
+    Raises:
+        QuantError: If formats, layouts or in_features differ.
+    """
+    first = tensors[0]
+    same = {(t.format, t.layout, t.shape[1]) for t in tensors}
+    if len(same) > 1:
+        raise QuantError(f"cannot join weights that differ in format, layout or width: {same}")
+    if len(tensors) == 1:
+        return first
+    parts = {name: torch.cat([t.parts[name] for t in tensors]) for name in first.parts}
+    shape = (sum(t.shape[0] for t in tensors), first.shape[1])
+    return QuantTensor(first.format, first.layout, shape, parts)
