@@ -22,6 +22,7 @@ class Spec:
 
     help: str
     metavar: str = ""
+    short: str = ""
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -38,7 +39,7 @@ def setting(default: Any, help: str, **spec: Any) -> Any:
 class LoadOptions:
     """Which model, and how it is held."""
 
-    model: str = setting("mini", "hub name, folder, or mini (built in)", metavar="NAME")
+    model: str = setting("mini", "hub name, folder, or mini (built in)", metavar="NAME", short="-m")
     revision: str | None = setting(None, "branch, tag or commit on the hub", metavar="REV")
     quant: str = setting(
         "auto",
@@ -117,8 +118,8 @@ class DisplayOptions:
     )
     color: str = setting("auto", "colours", choices=("auto", "always", "never"))
     plain: bool = setting(False, "no cursor motion, no redrawing, no Markdown")
-    quiet: bool = setting(False, "nothing but the answer and errors")
-    verbose: bool = setting(False, "say more on stderr")
+    quiet: bool = setting(False, "nothing but the answer and errors", short="-q")
+    verbose: bool = setting(False, "say more on stderr", short="-v")
 
     def __post_init__(self) -> None:
         check(self)
@@ -159,11 +160,15 @@ class Option:
             parts.append(f"at most {self.spec.high:.16g}")
         return parts[0] + (" " + " and ".join(parts[1:]) if parts[1:] else "")
 
-    def check(self, value: Any) -> None:
+    def check(self, value: Any, source: str = "") -> None:
         """Refuse a value that the rule forbids.
 
+        Args:
+            value: A value of the option's type.
+            source: What the message calls the setting; the flag if empty.
+
         Raises:
-            UsageError: With the flag, the value and the rule.
+            UsageError: With the source, the value and the rule.
         """
         spec = self.spec
         wrong = bool(spec.choices) and value not in spec.choices
@@ -173,13 +178,17 @@ class Option:
             wrong = wrong or (spec.high is not None and value > spec.high)
             wrong = wrong or (spec.above is not None and value <= spec.above)
         if wrong:
-            raise UsageError(f'{self.flag} must be {self.rule}, got "{value}"')
+            raise UsageError(f'{source or self.flag} must be {self.rule}, got "{value}"')
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str, source: str = "") -> Any:
         """The value that a text stands for.
 
+        Args:
+            text: As typed.
+            source: What the message calls the setting; the flag if empty.
+
         Raises:
-            UsageError: With the flag, the text and the rule.
+            UsageError: With the source, the text and the rule.
         """
         value: Any = text
         if self.type is bool:
@@ -192,8 +201,8 @@ class Option:
             except ValueError:
                 value = None
         if value is None:
-            raise UsageError(f'{self.flag} must be {self.rule}, got "{text}"')
-        self.check(value)
+            raise UsageError(f'{source or self.flag} must be {self.rule}, got "{text}"')
+        self.check(value, source)
         return value
 
 
@@ -238,3 +247,40 @@ def build(owner: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """An options object from a mapping that may hold other objects' settings too."""
     names = {f.name for f in dataclasses.fields(owner)}
     return owner(**{name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """What `erniechat bench` measures.
+
+    Attributes:
+        prompt_tokens: Tokens of the random prompt that is read.
+        new_tokens: Tokens that are written after it.
+        runs: Timed runs, after one that is not counted.
+        synthetic: Folder with a config.json; random weights of that shape take the model's place.
+        layers: Only this many layers of the synthetic model; None is all.
+        quality: Text file on which perplexity is measured instead of speed.
+        json: Print the numbers as one JSON object instead of a table.
+    """
+
+    prompt_tokens: int = 512
+    new_tokens: int = 128
+    runs: int = 5
+    synthetic: str | None = None
+    layers: int | None = None
+    quality: str | None = None
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "new_tokens", "runs", "layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f'{flag} must be a whole number at least 1, got "{value}"')
+        if self.layers is not None and self.synthetic is None:
+            raise UsageError("--layers needs --synthetic CONFIG_DIR")
+        if self.quality is not None and self.synthetic is not None:
+            raise UsageError(
+                "--quality and --synthetic contradict each other; random weights"
+                " have no quality to measure"
+            )

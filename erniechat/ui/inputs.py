@@ -1,0 +1,130 @@
+"""What the user hands in: stdin, joined prompts, system prompts and tools from files."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from erniechat.errors import UsageError
+
+WAIT_NOTICE_SECONDS = 2.0
+WAIT_NOTICE = "waiting for stdin (Ctrl-D ends it, --no-stdin ignores it)"
+
+
+class StdinReader:
+    """Reads a file descriptor to its end on a thread, so that the model can load meanwhile."""
+
+    def __init__(self, file_descriptor: int) -> None:
+        self._file_descriptor = file_descriptor
+        self._chunks: list[bytes] = []
+        self._error: OSError | None = None
+        self._heard_at = time.monotonic()
+        self._done = threading.Event()
+        threading.Thread(target=self._read, name="stdin", daemon=True).start()
+
+    def _read(self) -> None:
+        # os.read, not the buffered stream: a thread stuck in that would hold its lock for ever.
+        try:
+            while chunk := os.read(self._file_descriptor, 1 << 16):
+                self._chunks.append(chunk)
+                self._heard_at = time.monotonic()
+        except OSError as exc:
+            self._error = exc
+        finally:
+            self._done.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether the end of stdin was reached."""
+        return self._done.is_set()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the last byte, or since the start."""
+        return 0.0 if self.done else time.monotonic() - self._heard_at
+
+    def text(self) -> str:
+        """All that was read. Only when done.
+
+        Raises:
+            UsageError: If it is not UTF-8, with the offset of the first bad byte.
+        """
+        if self._error is not None:
+            raise UsageError(f"cannot read stdin: {self._error.strerror}")
+        return decode(b"".join(self._chunks), "stdin")
+
+
+def decode(data: bytes, name: str) -> str:
+    """Bytes as UTF-8 text.
+
+    Raises:
+        UsageError: If they are not, with the offset of the first bad byte.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise UsageError(
+            f"{name} is not UTF-8 text: byte 0x{data[exc.start]:02x} at offset {exc.start}",
+            "convert it first, for example with iconv",
+        ) from exc
+
+
+def join_prompt(stdin: str, prompt: str | None, text: str) -> str:
+    """One prompt from stdin, -p and positional text, in this order, a blank line between.
+
+    Raises:
+        UsageError: If there is nothing but white space.
+    """
+    parts = [stdin.rstrip("\n"), "" if prompt in (None, "-") else prompt or "", text]
+    joined = "\n\n".join(part for part in parts if part.strip())
+    if not joined:
+        raise UsageError("the prompt is empty", 'give -p "TEXT" or pipe text into stdin')
+    return joined
+
+
+def _read_file(path: str, what: str) -> str:
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as exc:
+        raise UsageError(f'cannot read {what} "{path}": {exc.strerror}') from exc
+    return decode(data, f'{what} "{path}"')
+
+
+def read_system(value: str | None) -> str | None:
+    """The system prompt that ``TEXT`` or ``@FILE`` stands for.
+
+    Raises:
+        UsageError: If the file cannot be read as UTF-8.
+    """
+    if value is None or not value.startswith("@"):
+        return value
+    return _read_file(value[1:], "the system prompt").rstrip("\n")
+
+
+def read_tools(path: str | None) -> tuple[dict[str, Any], ...]:
+    """The tools in a JSON file: a list of functions, each bare or in ``{"type": "function"}``.
+
+    Raises:
+        UsageError: If the file cannot be read or holds something else.
+    """
+    if path is None:
+        return ()
+    try:
+        found = json.loads(_read_file(path, "--tools"))
+    except json.JSONDecodeError as exc:
+        raise UsageError(
+            f'--tools "{path}" is not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}'
+        ) from exc
+    tools = found if isinstance(found, list) else [found]
+    for number, tool in enumerate(tools, 1):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UsageError(
+                f'--tools "{path}": tool {number} has no name',
+                'a tool is {"type": "function", "function": {"name": …, "parameters": …}}',
+            )
+    return tuple(
+        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
+    )

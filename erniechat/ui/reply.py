@@ -1,0 +1,95 @@
+"""What a reply has brought so far, and the form in which its answer is shown."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, ToolCall, TurnEnd
+
+
+@dataclass(slots=True)
+class ReplyRecord:
+    """The events of one reply, added up."""
+
+    thoughts: str = ""
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    end: TurnEnd | None = None
+    num_thinking_deltas: int = 0
+    started_at: float = field(default_factory=time.monotonic)
+
+    def add(self, event: StreamEvent) -> None:
+        """Count an event in."""
+        match event:
+            case ThinkingDelta(text):
+                self.thoughts += text
+                self.num_thinking_deltas += 1
+            case TextDelta(text):
+                self.text += text
+            case ToolCall():
+                self.calls.append(event)
+            case TurnEnd():
+                self.end = event
+            case Progress():
+                pass
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether any part of an answer or a call has come."""
+        return bool(self.text.strip() or self.calls)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the request."""
+        return time.monotonic() - self.started_at
+
+
+class AnswerTrim:
+    """Passes an answer on without white space before it and newlines after it.
+
+    Newlines are held back until more follows, so that the answer ends with exactly as many as
+    the caller adds. With ``keep_start`` (raw completion) white space before it is kept.
+    """
+
+    def __init__(self, keep_start: bool = False) -> None:
+        self._started = keep_start
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """What may be shown now."""
+        if not self._started:
+            text = text.lstrip()
+            self._started = bool(text)
+        text = self._held + text
+        shown = text.rstrip("\n")
+        self._held = text[len(shown) :]
+        return shown
+
+
+def trimmed(text: str, keep_start: bool = False) -> str:
+    """A whole answer as AnswerTrim shows it."""
+    return AnswerTrim(keep_start).feed(text)
+
+
+def call_arguments(call: ToolCall) -> Any:
+    """The arguments of a call as data; as text where the model wrote no JSON."""
+    try:
+        return json.loads(call.arguments)
+    except json.JSONDecodeError:
+        return call.arguments
+
+
+def call_json(call: ToolCall) -> str:
+    """A call as one line of JSON."""
+    return json.dumps({"name": call.name, "arguments": call_arguments(call)}, ensure_ascii=False)
+
+
+def thinking_line(seconds: str, num_tokens: int) -> str:
+    """The live line while the model thinks."""
+    return f"thinking {seconds} · {num_tokens:,} tok"
+
+
+def thought_line(seconds: str, num_tokens: int) -> str:
+    """The line that stays once it has thought."""
+    return f"thought for {seconds} · {num_tokens:,} tok"

@@ -1,0 +1,200 @@
+"""The two output streams as this program uses them: what each can show, and one live line."""
+
+import os
+import select
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+from erniechat.errors import ErnieChatError
+from erniechat.options import DisplayOptions
+from erniechat.ui.text import ascii_only, clip, one_line, visible
+
+DIM, RED, RESET = "\x1b[2m", "\x1b[1;31m", "\x1b[0m"
+REDRAW_SECONDS = 0.1
+
+
+class Terminal:
+    """Streams with what was found out about them; notes and errors go to stderr.
+
+    Attributes:
+        stdout: Holds the answer and nothing else.
+        stderr: Holds notes, progress and errors.
+        stdin_is_tty: Whether a person can type.
+        stdout_is_tty: Whether a person reads the answer as it comes.
+        stderr_is_tty: Whether a person reads the notes.
+        stdout_color: Whether stdout may hold colours.
+        stderr_color: Whether stderr may hold colours.
+        moves_cursor: Whether a line may be drawn over; not with --plain or TERM=dumb.
+        quiet: Nothing but errors on stderr.
+        live: A line on stderr that is drawn over.
+    """
+
+    def __init__(self, stdin: object, stdout: TextIO, stderr: TextIO) -> None:
+        self.stdout = stdout
+        self.stderr = stderr
+        self.stdin_is_tty = is_tty(stdin)
+        self.stdout_is_tty = is_tty(stdout)
+        self.stderr_is_tty = is_tty(stderr)
+        self.configure(DisplayOptions(), {})
+
+    def configure(self, display: DisplayOptions, environ: Mapping[str, str]) -> None:
+        """Obey display settings and the environment."""
+        choice = "never" if display.plain and display.color == "auto" else display.color
+        out_tty, err_tty = self.stdout_is_tty, self.stderr_is_tty
+        self.stdout_color = wants_color(choice, out_tty, environ, forced=out_tty)
+        self.stderr_color = wants_color(choice, err_tty, environ, forced=True)
+        self.moves_cursor = not display.plain and environ.get("TERM") != "dumb"
+        self.quiet = display.quiet
+        can = err_tty and self.moves_cursor and not self.quiet
+        self.live = LiveLine(self.stderr, can, self.stderr_color)
+
+    def note(self, text: str) -> None:
+        """A line about what goes on, unless --quiet."""
+        if not self.quiet:
+            self._say(f"note: {one_line(text)}")
+
+    def error(self, text: str) -> None:
+        """A line about what went wrong, always."""
+        label = f"{RED}error:{RESET}" if self.stderr_color else "error:"
+        self._say(f"{label} {one_line(text)}")
+
+    def line(self, text: str) -> None:
+        """A line on stderr as it is, control characters made visible, unless --quiet."""
+        if not self.quiet:
+            self._say(one_line(text))
+
+    def thoughts(self, text: str) -> None:
+        """A piece of thinking on stderr, dimmed where there are colours."""
+        self.live.wipe()
+        self.write_error(f"{DIM}{text}{RESET}" if self.stderr_color else text)
+
+    def _say(self, line: str) -> None:
+        self.live.wipe()
+        self.write_error(line + "\n")
+
+    def write_error(self, text: str) -> None:
+        """Write to stderr; a reader of stderr that has gone away is no error."""
+        if not is_utf8(self.stderr):
+            text = ascii_only(text)
+        try:
+            self.stderr.write(text)
+            self.stderr.flush()
+        except (OSError, ValueError):
+            return
+
+
+class LiveLine:
+    """One line that is drawn over and leaves no trace; silent where that cannot be."""
+
+    def __init__(self, stream: TextIO, enabled: bool, color: bool = False) -> None:
+        self._stream = stream
+        self.enabled = enabled
+        self._color = color
+        self._shown = ""
+        self._drawn_at = 0.0
+
+    def show(self, text: str, *, now: bool = False) -> None:
+        """Draw a line over the last one, at most ten times a second unless now."""
+        if not self.enabled or text == self._shown:
+            return
+        clock = time.monotonic()
+        if not now and self._shown and clock - self._drawn_at < REDRAW_SECONDS:
+            return
+        line = clip(one_line(text), columns(self._stream) - 1)
+        line = line if is_utf8(self._stream) else ascii_only(line)
+        self._write("\r\x1b[K" + (f"{DIM}{line}{RESET}" if self._color else line))
+        self._shown, self._drawn_at = text, clock
+
+    def wipe(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._write("\r\x1b[K")
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.enabled = False
+
+
+class AnswerStream:
+    """stdout, flushed at each piece; a reader that went away and a full disk are errors."""
+
+    def __init__(self, stream: TextIO, *, sanitize: bool) -> None:
+        self._stream = stream
+        self._sanitize = sanitize
+        self._poll: select.poll | None = None
+        self.at_line_start = True
+        try:
+            self._poll = select.poll()
+            self._poll.register(stream.fileno(), 0)
+        except (AttributeError, OSError, ValueError):
+            self._poll = None
+
+    def write(self, text: str) -> None:
+        """Write and flush.
+
+        Raises:
+            BrokenPipeError: If nobody reads any more.
+            ErnieChatError: If it cannot be written for another reason.
+        """
+        if not text:
+            return
+        try:
+            self._stream.write(visible(text) if self._sanitize else text)
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise ErnieChatError(f"cannot write the answer to stdout: {exc.strerror}") from exc
+        self.at_line_start = text.endswith("\n")
+
+    def check_reader(self) -> None:
+        """Raise BrokenPipeError if nobody reads any more, without writing."""
+        if self._poll is not None and any(mask & select.POLLERR for _, mask in self._poll.poll(0)):
+            raise BrokenPipeError
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether a stream can hold any character."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return encoding.lower().replace("-", "").startswith("utf8")
+
+
+def is_tty(stream: object) -> bool:
+    """Whether a stream is a terminal; False where it cannot say."""
+    try:
+        return bool(stream.isatty())  # type: ignore[attr-defined]  # asked for by the try
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def columns(stream: TextIO) -> int:
+    """Columns of the terminal behind a stream, 80 where there is none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError, AttributeError):
+        return 80
+
+
+def wants_color(choice: str, tty: bool, environ: Mapping[str, str], *, forced: bool) -> bool:
+    """Whether a stream gets colours: --color, then NO_COLOR, then FORCE_COLOR, then the TTY.
+
+    Args:
+        choice: The value of --color.
+        tty: Whether the stream is a terminal.
+        environ: The environment.
+        forced: Whether FORCE_COLOR counts for this stream; not for a stdout that holds data.
+    """
+    if choice != "auto":
+        return choice == "always"
+    if environ.get("NO_COLOR"):
+        return False
+    if forced and (
+        environ.get("FORCE_COLOR") or environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
+    ):
+        return True
+    return tty and environ.get("TERM") != "dumb"

@@ -1,0 +1,75 @@
+"""Run the real command line on the FakeBackend, for tests in another process or a terminal.
+
+python -m tests.ui.drive_fake SCENARIO [arguments of erniechat]
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from erniechat import __main__, cli
+from erniechat.backend import ChatBackend
+from erniechat.errors import ContextLengthError, MemoryLimitError, ModelNotFoundError
+from erniechat.events import Progress, TextDelta, ToolCall
+from erniechat.options import LoadOptions
+from tests.fakes import INFO, FakeBackend, Pause, Script, thinking, words
+
+POEM = "Two roads diverged in a yellow wood, and sorry I could not travel both."
+CALL = ToolCall("call-1", "get_weather", '{"city": "Paris"}')
+
+SCENARIOS: dict[str, list[Script]] = {
+    "plain": [words("The answer is 42.")],
+    "slow": [words(POEM, 0.15), words("Then a short one.")],
+    "endless": [[step for _ in range(2000) for step in words("line of text\n", 0.01)]],
+    "thinks": [[*thinking("Let me think about it now", 0.1), *words(POEM)]],
+    "thinks-long": [[*thinking("hmm " * 300, 0.05), *words(POEM)]],
+    "evil": [words("\x1b[2Jwiped \x9bm \x07bell")],
+    "stuck": [[*words("So it begins"), Pause(60, stuck=True)]],
+    "calls": [[*words("Let me look."), CALL]],
+    "too-long": [[ContextLengthError("the message is 5,000 tokens, the context 4,096")]],
+    "breaks": [[*words("Half an"), MemoryLimitError("the GPU ran out of memory")], words("Fine.")],
+    "bug": [[ValueError("shapes differ")]],
+    "reads": [
+        [
+            Progress("read", 0, 1957),
+            Pause(0.7),
+            Progress("read", 978, 1957),
+            Pause(0.7),
+            *words("Read it."),
+        ]
+    ],
+    "silent": [[Pause(30), TextDelta("late")]],
+}
+
+
+def load(scenario: str) -> Callable[..., ChatBackend]:
+    """A load_engine that plays a scenario."""
+
+    def load_engine(
+        options: LoadOptions, progress: Callable[[Progress], None] | None
+    ) -> ChatBackend:
+        if options.model == "missing":
+            raise ModelNotFoundError('no model "missing" on the hub', "check the name")
+        for percent in range(0, 101, 10):
+            if progress is not None:
+                progress(Progress("load", percent << 20, 100 << 20))
+            time.sleep(float(os.environ.get("FAKE_LOAD_SECONDS", "0")) / 10)
+        quant = "nf4" if options.quant == "auto" else options.quant
+        template = os.environ.get("FAKE_TEMPLATE", "1") == "1"
+        info = dataclasses.replace(
+            INFO, model=options.model, quant=quant, has_chat_template=template
+        )
+        return FakeBackend(SCENARIOS[scenario], info)
+
+    return load_engine
+
+
+if __name__ == "__main__":
+    scenario = sys.argv.pop(1)
+    main = cli.main
+    backend = FakeBackend()
+    services = cli.Services(load_engine=load(scenario), load_prompt_tools=lambda options: backend)
+    cli.main = lambda: main(services=services)
+    __main__.main()
