@@ -52,9 +52,9 @@ def absmax_to_x16(absmax: Tensor) -> Tensor:
     """Scales ``[N, K/64]`` of any float dtype to float16 ``[N/16, K/64, 16]``.
 
     Raises:
-        QuantError: If a scale is too large for float16.
+        QuantError: If a scale is too large for float16, or not a number.
     """
-    if bool((absmax > torch.finfo(torch.float16).max).any()):
+    if not bool((absmax <= torch.finfo(torch.float16).max).all()):  # NaN fails too
         raise QuantError(
             f"a block's largest weight is {absmax.max():g}, and a 4-bit scale holds at most 65504; "
             "keep this model in bf16 or int8"
@@ -156,7 +156,7 @@ class Codebook4:
         """Uniform codes; the scale gives them a standard deviation of 0.02."""
         specs = self.part_specs(shape)
         codes = torch.empty(specs["codes"].shape, dtype=torch.int32)
-        codes.view(torch.int64).random_(generator=generator)
+        codes.view(torch.int64).random_(-(2**63), None, generator=generator)  # all 64 bits
         absmax = 0.02 / float(self.codebook.square().mean().sqrt())
         parts = {"codes": codes, "absmax": torch.full(specs["absmax"].shape, absmax).half()}
         return QuantTensor(self.name, self.layout, shape, parts)

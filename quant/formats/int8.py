@@ -32,7 +32,7 @@ class RowwiseInt8:
     def quantize(self, weight: Tensor) -> QuantTensor:
         """Round each row to 127 steps of its largest magnitude."""
         absmax = finite_absmax(weight, -1)  # [out_features]
-        scale = 127.0 / absmax.clamp(min=1e-38)
+        scale = 127.0 / absmax.clamp(min=1e-36)  # a row of zeros: 0 · inf would be NaN
         codes = (weight.float() * scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         out_features, in_features = weight.shape
         parts = {"codes": codes, "absmax": absmax}

@@ -1,0 +1,255 @@
+"""From a checkpoint to finished weights: account for every tensor, then stream and quantize."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from erniechat.errors import CheckpointError, UsageError
+from erniechat.model.checkpoint import Checkpoint, Stored, StoredQuantized, StoredTensor
+from erniechat.model.config import ModelConfig
+from erniechat.model.family import Dense, Family, Piece, Routed, Slot, Unused, routed_name
+from quant.copy import Weight
+from quant.errors import QuantError
+from quant.formats.base import Format
+from quant.kernels.base import KernelBackend
+from quant.tensor import QuantTensor, concat_rows
+
+MAX_CHUNK_NUMEL = 16 << 20  # weights quantized at once: 64 MiB in float32
+MAX_LISTED = 5
+
+
+class Sink(Protocol):
+    """Takes finished weights."""
+
+    def __setitem__(self, name: str, weight: Weight) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """How weights are held and which backend's layout they get.
+
+    Attributes:
+        linear: Format of linear maps and experts.
+        embedding: Format of the embedding and the head, whose rows are looked up.
+        linear_backend: Runs linear.
+        embedding_backend: Runs embedding.
+    """
+
+    linear: Format
+    embedding: Format
+    linear_backend: KernelBackend
+    embedding_backend: KernelBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One step of the plan: a stored tensor's piece and the slot it fills."""
+
+    stored: Stored
+    piece: Piece
+    slot: Slot
+
+
+def plan_readings(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> list[Reading]:
+    """Give every stored tensor its slot, from headers alone.
+
+    Raises:
+        CheckpointError: Listing tensors that are missing, unexpected or of the wrong shape.
+    """
+    slots = family.tensors(config)
+    readings: list[Reading] = []
+    unexpected = []
+    for stored in checkpoint:
+        pieces = (Piece(stored.name),) if stored.name in slots else None
+        found = pieces or family.pieces(config, stored.name)
+        if found is None:
+            unexpected.append(stored.name)
+        elif not isinstance(found, Unused):
+            readings += [Reading(stored, piece, slots[piece.name]) for piece in found]
+    filled = Counter(reading.piece.name for reading in readings)
+    missing = [
+        name
+        for name, slot in slots.items()
+        if name not in filled and not (isinstance(slot, Dense) and slot.optional)
+    ]
+    twice = [name for name, count in filled.items() if count > 1]
+    _refuse(unexpected, "is not part of this model", "are not part of this model")
+    _refuse(missing, "is missing", "are missing")
+    _refuse(twice, "is stored twice", "are stored twice")
+    for reading in readings:
+        _check_shape(reading)
+    return readings
+
+
+def _refuse(names: list[str], singular: str, plural: str) -> None:
+    if names:
+        listed = ", ".join(names[:MAX_LISTED])
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        verb = singular if len(names) == 1 else plural
+        raise CheckpointError(
+            f"{len(names)} tensor{'s' * (len(names) > 1)} {verb}: {listed}{more}",
+            "fetch the model again, or check that config.json belongs to it",
+        )
+
+
+def _check_shape(reading: Reading) -> None:
+    shape = list(reading.stored.shape)
+    for position in reading.piece.index:
+        if isinstance(position, slice):
+            shape[0] = len(range(*position.indices(shape[0])))
+        elif shape and position < shape[0]:
+            shape = shape[1:]
+        else:
+            shape = []
+    wanted = list(reading.slot.shape)
+    if isinstance(reading.slot, Dense) and reading.slot.role == "correction_bias":
+        shape = shape[-1:]  # [1, num_experts] on the hub, [num_experts] elsewhere
+    if shape != wanted:
+        raise CheckpointError(
+            f"{reading.piece.name} has shape {_times(shape)}, config.json says {_times(wanted)}",
+            "fetch the model again, or check that config.json belongs to it",
+        )
+
+
+def _times(shape: list[int]) -> str:
+    return " × ".join(map(str, shape)) or "none"
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Quantized pieces that wait for the rest of their weight or expert."""
+
+    pieces: dict[str, dict[int, Weight]] = field(default_factory=dict)
+    experts: dict[tuple[int, int], dict[str, QuantTensor]] = field(default_factory=dict)
+
+
+def convert(
+    readings: list[Reading],
+    formats: Formats,
+    sink: Sink,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Read, quantize and deliver every weight, one tensor in memory at a time.
+
+    Args:
+        readings: From `plan_readings`.
+        formats: How weights are held.
+        sink: Takes each finished weight; an expert's two matrices come one after the other.
+        progress: Called with bytes read and bytes in all.
+
+    Raises:
+        CheckpointError: If a weight cannot be read or is not finite.
+        UsageError: If the model's shape does not suit the format.
+    """
+    pending = _Pending()
+    total = sum(_piece_nbytes(reading) for reading in readings)
+    done = 0
+    for reading in readings:
+        slot = reading.slot
+        if isinstance(slot, Routed):
+            _deliver_expert(slot, _quantized(reading, formats.linear), pending, formats, sink)
+        elif slot.role in ("linear", "embedding"):
+            weight_format = formats.linear if slot.role == "linear" else formats.embedding
+            _deliver(slot, _quantized(reading, weight_format), pending, formats, sink)
+        else:
+            _deliver(slot, _plain(reading, slot), pending, formats, sink)
+        done += _piece_nbytes(reading)
+        if progress:
+            progress(done, total)
+
+
+def _piece_nbytes(reading: Reading) -> int:
+    if isinstance(reading.stored, StoredQuantized):
+        return reading.stored.nbytes
+    return torch.Size(reading.slot.shape).numel() * reading.stored.dtype.itemsize
+
+
+def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
+    """A matrix in its format; large ones are read and quantized by ranges of rows."""
+    stored, name = reading.stored, reading.piece.name
+    out_features, in_features = reading.slot.shape
+    try:
+        weight_format.check((out_features, in_features))
+    except QuantError as exc:
+        raise UsageError(f"{name}: {exc}") from exc
+    try:
+        if isinstance(stored, StoredQuantized):
+            weight = stored.read()
+            if isinstance(weight, QuantTensor) and weight.format == weight_format.name:
+                return weight
+            return weight_format.quantize(_floats(weight))
+        rows = max(64, MAX_CHUNK_NUMEL // in_features // 64 * 64)
+        first = reading.piece.index
+        start, stop = 0, out_features
+        if first and isinstance(first[-1], slice):
+            start, stop, _ = first[-1].indices(2 * out_features)
+            first = first[:-1]
+        chunks = [
+            weight_format.quantize(stored.read((*first, slice(at, min(at + rows, stop)))))
+            for at in range(start, stop, rows)
+        ]
+        return concat_rows(chunks)
+    except QuantError as exc:
+        raise CheckpointError(f"{name}: {exc}") from exc
+
+
+def _floats(weight: QuantTensor | Tensor) -> Tensor:
+    from quant.formats import FORMATS
+
+    if isinstance(weight, Tensor):
+        return weight
+    return FORMATS[weight.format].dequantize(weight, torch.float32)
+
+
+def _plain(reading: Reading, slot: Dense) -> Tensor:
+    """A tensor that is not quantized; what belongs to the router is float32 for good."""
+    stored = reading.stored
+    if not isinstance(stored, StoredTensor):
+        raise CheckpointError(
+            f"{stored.name} is quantized, and a {slot.role} must not be",
+            "use a checkpoint that keeps it in full precision",
+        )
+    tensor = stored.read(reading.piece.index)
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(
+            f"{stored.name} has values that are NaN or infinite", "fetch the file again"
+        )
+    if slot.role in ("router", "correction_bias"):
+        tensor = tensor.float()
+    return tensor.reshape(slot.shape)
+
+
+def _deliver(slot: Dense, weight: Weight, pending: _Pending, formats: Formats, sink: Sink) -> None:
+    pieces = pending.pieces.setdefault(slot.target, {})
+    pieces[slot.piece] = weight
+    if len(pieces) < slot.num_pieces:
+        return
+    ordered = [pieces[i] for i in range(slot.num_pieces)]
+    del pending.pieces[slot.target]
+    matrices = [w for w in ordered if isinstance(w, QuantTensor)]
+    if matrices:
+        linear = slot.role == "linear"
+        backend = formats.linear_backend if linear else formats.embedding_backend
+        sink[slot.target] = backend.prepare(concat_rows(matrices))
+    else:
+        sink[slot.target] = torch.cat([w for w in ordered if isinstance(w, Tensor)])
+
+
+def _deliver_expert(
+    slot: Routed, weight: QuantTensor, pending: _Pending, formats: Formats, sink: Sink
+) -> None:
+    key = (slot.layer_idx, slot.expert_idx)
+    parts = pending.experts.setdefault(key, {})
+    parts[slot.part] = weight
+    if len(parts) == 3:
+        del pending.experts[key]
+        matrices: Mapping[Literal["gate_up", "down"], QuantTensor] = {
+            "gate_up": concat_rows([parts["gate"], parts["up"]]),
+            "down": parts["down"],
+        }
+        for matrix, joined in matrices.items():
+            sink[routed_name(*key, matrix)] = formats.linear_backend.prepare(joined)

@@ -1,0 +1,140 @@
+"""The decoder: token ids in, logits out. Weights come by name, routed experts through the store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erniechat.model.config import ModelConfig
+from erniechat.model.kv_cache import KVCache
+from erniechat.model.layers import causal_attention, gated_mlp, rms_norm, rotary_angles, rotate
+from erniechat.model.routing import route
+from quant.experts.store import ExpertStore
+from quant.linear import QuantLinear, embed
+from quant.tensor import QuantTensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """What every token uses.
+
+    Attributes:
+        linears: By name: ``layers.N.qkv``, ``layers.N.o``, ``layers.N.mlp.gate_up``, ``lm_head``…
+        tensors: By name: norms and, in float32, ``layers.N.router`` and
+            ``layers.N.correction_bias``.
+        embedding: ``[vocab_size, hidden_size]``.
+    """
+
+    linears: Mapping[str, QuantLinear]
+    tensors: Mapping[str, Tensor]
+    embedding: QuantTensor
+
+
+class Decoder:
+    """A pre-norm decoder with grouped-query attention and dense or routed MLPs.
+
+    Args:
+        config: Its shape.
+        weights: What every token uses.
+        experts: The door to routed experts; a dense model's store is empty.
+        dtype: Of activations and the KV cache.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: DecoderWeights,
+        experts: ExpertStore,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.experts = experts
+        self.dtype = dtype
+        self.device = weights.embedding.device
+
+    def new_kv_cache(self, max_tokens: int) -> KVCache:
+        """An empty cache of this model's shape."""
+        config = self.config
+        return KVCache(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            max_tokens,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self, input_ids: list[int], kv_cache: KVCache, *, all_logits: bool = False
+    ) -> Tensor:
+        """Read tokens after those in the cache.
+
+        Args:
+            input_ids: The new tokens.
+            kv_cache: Gets their keys and values.
+            all_logits: For every new token, not only the last.
+
+        Returns:
+            float32 ``[num_tokens or 1, vocab_size]``.
+        """
+        begin = len(kv_cache)
+        kv_cache.append_tokens(input_ids)
+        ids = torch.tensor(input_ids, dtype=torch.int64, device=self.device)
+        positions = torch.arange(begin, begin + len(input_ids), device=self.device)
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        hidden_states = embed(self.weights.embedding, ids, self.dtype)
+        for layer_idx in range(self.config.num_hidden_layers):
+            hidden_states = self._block(layer_idx, hidden_states, angles, kv_cache)
+        if not all_logits:
+            hidden_states = hidden_states[-1:]
+        hidden_states = self._norm("norm", hidden_states)
+        return self.weights.linears["lm_head"](hidden_states).float()
+
+    def _norm(self, name: str, hidden_states: Tensor) -> Tensor:
+        return rms_norm(hidden_states, self.weights.tensors[name], self.config.rms_norm_eps)
+
+    def _block(
+        self,
+        layer_idx: int,
+        hidden_states: Tensor,
+        angles: tuple[Tensor, Tensor],
+        kv_cache: KVCache,
+    ) -> Tensor:
+        at = f"layers.{layer_idx}."
+        normed = self._norm(at + "input_norm", hidden_states)
+        hidden_states = hidden_states + self._attention(layer_idx, normed, angles, kv_cache)
+        normed = self._norm(at + "post_attention_norm", hidden_states)
+        return hidden_states + self._mlp(layer_idx, normed)
+
+    def _attention(
+        self, layer_idx: int, x: Tensor, angles: tuple[Tensor, Tensor], kv_cache: KVCache
+    ) -> Tensor:
+        config, linears = self.config, self.weights.linears
+        heads = linears[f"layers.{layer_idx}.qkv"](x).view(len(x), -1, config.head_dim)
+        heads = heads.transpose(0, 1)  # [heads of q, k and v, num_tokens, head_dim]
+        first_k = config.num_attention_heads
+        first_v = first_k + config.num_key_value_heads
+        q, k, v = heads[:first_k], heads[first_k:first_v], heads[first_v:]
+        keys, values = kv_cache.store(layer_idx, rotate(k, *angles), v)
+        attended = causal_attention(rotate(q, *angles), keys, values)
+        return linears[f"layers.{layer_idx}.o"](attended)
+
+    def _mlp(self, layer_idx: int, x: Tensor) -> Tensor:
+        at, linears = f"layers.{layer_idx}.", self.weights.linears
+        if layer_idx not in self.config.moe_layers:
+            return gated_mlp(x, linears[at + "mlp.gate_up"], linears[at + "mlp.down"])
+        topk_ids, topk_weights = route(
+            x,
+            self.weights.tensors[at + "router"],
+            self.weights.tensors[at + "correction_bias"],
+            self.config.num_experts_per_tok,
+            self.config.router_norm_min,
+        )
+        topk_weights = topk_weights.to(x.dtype).float()  # the rounding of transformers
+        out = self.experts.forward(layer_idx, x, topk_ids, topk_weights)
+        if self.config.num_shared_experts:
+            out = out + gated_mlp(x, linears[at + "shared.gate_up"], linears[at + "shared.down"])
+        return out

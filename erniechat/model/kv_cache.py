@@ -1,0 +1,99 @@
+"""Keys and values of the tokens read so far, and which tokens those are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FIRST_CAPACITY = 1024  # tokens; doubled whenever it is full
+
+
+class KVCache:
+    """Grows by doubling up to the context length; keys are stored after their rotation.
+
+    Args:
+        num_layers: Layers of the model.
+        num_key_value_heads: Key and value heads.
+        head_dim: Width of a head.
+        max_tokens: Context length.
+        dtype: Of keys and values.
+        device: Where they are.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        max_tokens: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | None = None,
+    ) -> None:
+        self.max_tokens = max_tokens
+        self.token_ids: list[int] = []  # what the cache holds, in order
+        capacity = min(FIRST_CAPACITY, max_tokens)
+        shape = (2, num_layers, num_key_value_heads, capacity, head_dim)
+        self._data = torch.empty(shape, dtype=dtype, device=device)
+
+    def __len__(self) -> int:
+        """Tokens held."""
+        return len(self.token_ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self._data.nbytes
+
+    def keep_prefix(self, input_ids: Sequence[int]) -> int:
+        """Forget all but the longest common prefix with a new prompt.
+
+        At least the prompt's last token is left to be read, since its logits are needed.
+
+        Returns:
+            Tokens kept.
+        """
+        length = 0
+        for held, wanted in zip(self.token_ids, input_ids[:-1], strict=False):
+            if held != wanted:
+                break
+            length += 1
+        del self.token_ids[length:]
+        return length
+
+    def append_tokens(self, input_ids: Sequence[int]) -> None:
+        """Make room for tokens whose keys and values `store` then brings.
+
+        Raises:
+            ValueError: If they exceed max_tokens; callers check the length of a prompt before.
+        """
+        needed = len(self.token_ids) + len(input_ids)
+        if needed > self.max_tokens:
+            raise ValueError(f"{needed} tokens do not fit into a cache of {self.max_tokens}")
+        capacity = self._data.shape[3]
+        while capacity < needed:
+            capacity = min(2 * capacity, self.max_tokens)
+        if capacity > self._data.shape[3]:
+            shape = (*self._data.shape[:3], capacity, self._data.shape[4])
+            grown = torch.empty(shape, dtype=self._data.dtype, device=self._data.device)
+            held = len(self.token_ids)
+            grown[:, :, :, :held] = self._data[:, :, :, :held]
+            self._data = grown
+        self.token_ids.extend(input_ids)
+
+    def store(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's keys and values of the last appended tokens.
+
+        Args:
+            layer_idx: Layer of the model.
+            keys: ``[num_key_value_heads, num_tokens, head_dim]``, rotated.
+            values: The same shape.
+
+        Returns:
+            Keys and values of all tokens held, views of the cache.
+        """
+        end = len(self.token_ids)
+        begin = end - keys.shape[1]
+        self._data[0, layer_idx, :, begin:end] = keys
+        self._data[1, layer_idx, :, begin:end] = values
+        return self._data[0, layer_idx, :, :end], self._data[1, layer_idx, :, :end]
