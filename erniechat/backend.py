@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from erniechat.chat.conversation import Message
+from erniechat.chat.conversation import Message, ThinkingSupport, ThinkMode
 from erniechat.events import StreamEvent
 from erniechat.options import SamplingOptions
-
-ThinkMode = Literal["auto", "on", "off"]
-ThinkingSupport = Literal["never", "always", "switchable"]
 
 
 @dataclass(frozen=True, slots=True)
