@@ -1,0 +1,167 @@
+"""Text to token ids and back, whole or as a stream, exactly as tokenizer.json says."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from erniechat.chat.tags import TAGS, Tag
+from erniechat.errors import CheckpointError
+
+# Tokens that end a turn in one ERNIE chat format or another. Which of them a model uses is told
+# by its template: see generation_defaults.
+END_OF_TEXT = "</s>"
+TURN_ENDS = ("<|end_of_sentence|>", "<|begin_of_sentence|>", "<|im_end|>")
+
+# Not flagged special in the Thinking tokenizer, but markup all the same.
+_HIDDEN_MARKS = ("<|im_start|>", "<|im_end|>")
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    Attributes:
+        num_tokens: Tokens defined. The embedding has more rows; an id from here on is padding,
+            must never be sampled, and decodes as nothing.
+        tag_ids: The tags of a reply that are tokens of their own, by id. Empty for the PT models,
+            where "<think>" is ordinary text.
+        special_ids: Tokens that are flagged special; `decode` leaves them out.
+        turn_end_ids: The ids of what may end a turn, by text: END_OF_TEXT and TURN_ENDS.
+    """
+
+    num_tokens: int
+    tag_ids: Mapping[int, str]
+    special_ids: frozenset[int]
+    turn_end_ids: Mapping[str, int]
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.num_tokens = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self.tag_ids = {id: token.content for id, token in added.items() if token.content in TAGS}
+        marks = {token.content: id for id, token in added.items()}
+        self.turn_end_ids = {
+            text: marks[text] for text in (END_OF_TEXT, *TURN_ENDS) if text in marks
+        }
+        hidden = (marks[text] for text in _HIDDEN_MARKS if text in marks)
+        # A file may flag tags as special; the parser needs them all the same.
+        self._hidden_ids = self.special_ids.union(hidden).difference(self.tag_ids)
+        names = (f"<0x{byte:02X}>" for byte in range(256))
+        self._byte_ids = frozenset(
+            id for id in map(backend.token_to_id, names) if id is not None and id not in added
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, vocab_size: int | None = None) -> "Tokenizer":
+        """The tokenizer of a checkpoint folder.
+
+        Args:
+            folder: Where ``tokenizer.json`` lies.
+            vocab_size: Rows of the model's embedding, to check that the two belong together.
+
+        Raises:
+            CheckpointError: If tokenizer.json is missing, damaged or of another model.
+        """
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing",
+                "download the model again, with this file: tokenizer.model cannot take its place",
+            )
+        try:
+            tokenizer = cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as exc:
+            # The library raises bare Exception, for damage of any kind.
+            reason = " ".join(str(exc).split())[:200]
+            raise CheckpointError(
+                f"{path} is not a tokenizer ({reason})", "download it again"
+            ) from exc
+        if vocab_size is not None and tokenizer.num_tokens > vocab_size:
+            raise CheckpointError(
+                f"{path} defines {tokenizer.num_tokens} tokens, but the model has only "
+                f"{vocab_size} (vocab_size)",
+                "take both files from one model",
+            )
+        return tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; none is added, and markup in the text becomes its token.
+
+        Half of a surrogate pair, which JSON can smuggle in and UTF-8 cannot express, is read as
+        U+FFFD.
+        """
+        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids: list[int] = self._backend.encode(clean, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special tokens, turn marks and padding are nothing, tags their text."""
+        return self._decode([id for id in ids if self._is_visible(id)])
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token with this very text, if there is one."""
+        id: int | None = self._backend.token_to_id(text)
+        return id
+
+    def stream_decoder(self) -> "StreamDecoder":
+        """A decoder for one reply."""
+        return StreamDecoder(self)
+
+    def _is_visible(self, id: int) -> bool:
+        return 0 <= id < self.num_tokens and id not in self._hidden_ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._backend.decode(ids, skip_special_tokens=False)
+        return text
+
+
+class StreamDecoder:
+    """Token ids in, pieces of text out: joined, they are what decoding all at once would give.
+
+    Each step decodes a window of a few tokens, so a reply costs time linear in its length. The
+    window begins with the token before, because the first token of a text can decode differently
+    (the Thinking tokenizer strips one leading space).
+
+    Byte tokens wait for the next other token: the byte-fallback decoder reads a run of them as
+    one, and turns all of it into U+FFFD, one for each byte, if any of it is not UTF-8.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []  # the last token that has been shown, if any
+        self._num_before_chars = 0
+        self._waiting: list[int] = []  # byte tokens
+
+    def feed(self, token_id: int) -> list[str]:
+        """The pieces that a further token makes known; tags come as `Tag`, none is empty."""
+        tokenizer = self._tokenizer
+        if token_id in tokenizer.tag_ids:
+            pieces = self.flush()
+            self._set_before(token_id)
+            return [*pieces, Tag(tokenizer.tag_ids[token_id])]
+        if not tokenizer._is_visible(token_id):
+            return []
+        self._waiting.append(token_id)
+        if token_id in tokenizer._byte_ids:
+            return []
+        pieces = self.flush()
+        self._set_before(token_id)
+        return pieces
+
+    def flush(self) -> list[str]:
+        """The text held back, at the end of a reply."""
+        if not self._waiting:
+            return []
+        text = self._tokenizer._decode(self._before + self._waiting)[self._num_before_chars :]
+        # Not the bytes alone: a window must not begin inside a run of them.
+        self._before += self._waiting
+        self._num_before_chars += len(text)
+        self._waiting = []
+        return [text] if text else []
+
+    def _set_before(self, token_id: int) -> None:
+        self._before = [token_id]
+        self._num_before_chars = len(self._tokenizer._decode(self._before))
