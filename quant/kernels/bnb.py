@@ -65,7 +65,7 @@ def from_bnb_rows(
 
 
 class BnbBackend:
-    """nf4 and fp4 through ``gemv_4bit``, int8 through ``int8_scaled_mm``."""
+    """nf4 and fp4 through ``gemv_4bit``, int8 through ``int8_linear_matmul``."""
 
     name = "bnb"
 
@@ -111,7 +111,7 @@ class BnbBackend:
             return F.linear(hidden_states, self.dequantize(weight, hidden_states.dtype))
         codebook = _codebook(weight.format).codebook.to(hidden_states.device)
         out: Tensor = torch.ops.bitsandbytes.gemv_4bit(
-            hidden_states,
+            hidden_states.contiguous(),  # it reads a column stride other than 1 as if it were 1
             weight.parts["codes"],
             weight.shape,
             weight.parts["absmax"],
@@ -138,16 +138,14 @@ class BnbBackend:
         return scaled.view(weight.shape)
 
     def _matmul_int8(self, hidden_states: Tensor, weight: QuantTensor) -> Tensor:
-        functional = library()
-        codes, stats, _ = functional.int8_vectorwise_quant(hidden_states)
-        out: Tensor = torch.ops.bitsandbytes.int8_scaled_mm(
-            codes,
-            weight.parts["codes"],
-            stats,
-            weight.parts["absmax"],
-            dtype=hidden_states.dtype,
-        )
-        return out
+        library()
+        # Its own vector-wise quantization and its scaled product take and make only float16 on
+        # CUDA, too narrow for bfloat16 activations; so only the integer product is its.
+        absmax = hidden_states.abs().amax(-1, keepdim=True).float()
+        scaled = hidden_states.float() * (127.0 / absmax.clamp(min=1e-36))
+        codes = scaled.round_().to(torch.int8)
+        sums: Tensor = torch.ops.bitsandbytes.int8_linear_matmul(codes, weight.parts["codes"])
+        return (sums * (absmax / 127.0) * (weight.parts["absmax"] / 127.0)).to(hidden_states.dtype)
 
     def routed_experts(
         self,
