@@ -1,0 +1,308 @@
+"""Messages in, events out: the local implementation of ChatBackend."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from erniechat.backend import MemoryUse, ModelInfo
+from erniechat.chat.conversation import Message, ThinkMode
+from erniechat.chat.reply_parser import ReplyParser
+from erniechat.chat.tags import Section, tags_without_id
+from erniechat.chat.template import ChatTemplate, Prompt
+from erniechat.chat.tokenizer import Tokenizer
+from erniechat.errors import ContextLengthError, UsageError
+from erniechat.events import (
+    FinishReason,
+    Progress,
+    Seconds,
+    StreamEvent,
+    TextDelta,
+    ToolCall,
+    TurnEnd,
+    Usage,
+)
+from erniechat.generation.generate import Limits, decode, prefill
+from erniechat.generation.sampling import Sampler
+from erniechat.model.decoder import Decoder
+from erniechat.options import SamplingOptions
+from quant.memory import process_memory
+
+
+class PromptTools:
+    """Template and tokenizer together: all that making a prompt needs. No weights.
+
+    Args:
+        tokenizer: The checkpoint's.
+        template: The checkpoint's, None for a base model.
+        model: Its name, for messages.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, model: str) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self._model = model
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> Prompt:
+        """Render a conversation.
+
+        Raises:
+            UsageError: If the model has no template, or cannot do what is asked.
+        """
+        if self.template is None:
+            raise UsageError(
+                f"{self._model} has no chat template, it only continues text", "use --raw"
+            )
+        return self.template.render(messages, tools=tools, think=think)
+
+    def render_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> str:
+        """See `ChatBackend.render_prompt`."""
+        return self.prompt(messages, tools=tools, think=think).text
+
+    def count_tokens(self, text: str) -> int:
+        """See `ChatBackend.count_tokens`."""
+        return len(self.tokenizer.encode(text))
+
+    def parser(self, starts_in: Section) -> ReplyParser:
+        """A parser for one reply to a rendered prompt."""
+        tags = self.template.tags if self.template else frozenset[str]()
+        return ReplyParser(starts_in, text_tags=tags_without_id(tags, self.tokenizer.tag_ids))
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What is counted while a reply runs."""
+
+    prompt: int
+    cached: int = 0
+    tokens: dict[Section, int] = field(default_factory=lambda: {"thinking": 0, "answer": 0})
+    seconds: dict[Section, float] = field(default_factory=lambda: {"thinking": 0.0, "answer": 0.0})
+    read_seconds: float = 0.0
+    has_called: bool = False
+    finish_reason: FinishReason = "length"
+
+    def end(self, seed: int) -> TurnEnd:
+        reason = self.finish_reason
+        if reason == "stop" and self.has_called:
+            reason = "tool_calls"
+        thinking, answer = self.tokens["thinking"], self.tokens["answer"]
+        usage = Usage(self.prompt, self.cached, thinking, answer)
+        seconds = Seconds(self.read_seconds, self.seconds["thinking"], self.seconds["answer"])
+        return TurnEnd(reason, usage, seconds, seed)
+
+
+class Engine:
+    """One loaded model with one conversation's KV cache. Satisfies `ChatBackend`.
+
+    Args:
+        info: What is loaded.
+        decoder: The model.
+        prompts: Its template and tokenizer.
+        stop_ids: Tokens that end a reply.
+        weights_nbytes: Bytes of the weights.
+        on_close: Called once by `close`, to keep the routing counts.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        decoder: Decoder,
+        prompts: PromptTools,
+        *,
+        stop_ids: frozenset[int],
+        weights_nbytes: int,
+        on_close: Callable[["Engine"], None] | None = None,
+    ) -> None:
+        self._info = info
+        self.decoder = decoder
+        self.prompts = prompts
+        self.num_tokens_seen = 0  # tokens computed since the start, for the routing profile
+        self._stop_ids = stop_ids
+        self._weights_nbytes = weights_nbytes
+        self._on_close = on_close
+        self._kv_cache = decoder.new_kv_cache(info.context_length)
+        self._cancelled = threading.Event()
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `ChatBackend.info`."""
+        return self._info
+
+    def stream_reply(
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingOptions,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> Iterator[StreamEvent]:
+        """See `ChatBackend.stream_reply`."""
+        self._cancelled.clear()
+        prompt = self.prompts.prompt(messages, tools=tools, think=think)
+        input_ids = self.prompts.tokenizer.encode(prompt.text)
+        return self._run(input_ids, self.prompts.parser(prompt.starts_in), sampling)
+
+    def stream_completion(self, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
+        """See `ChatBackend.stream_completion`."""
+        self._cancelled.clear()
+        input_ids = self.prompts.tokenizer.encode(text)
+        if not input_ids:
+            raise UsageError("the prompt is empty", "give some text to continue")
+        return self._run(input_ids, None, sampling)
+
+    def render_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> str:
+        """See `ChatBackend.render_prompt`."""
+        return self.prompts.render_prompt(messages, tools=tools, think=think)
+
+    def count_tokens(self, text: str) -> int:
+        """See `ChatBackend.count_tokens`."""
+        return self.prompts.count_tokens(text)
+
+    def cancel(self) -> None:
+        """See `ChatBackend.cancel`."""
+        self._cancelled.set()
+
+    def memory(self) -> MemoryUse:
+        """See `ChatBackend.memory`."""
+        host = process_memory()
+        cuda = self.decoder.device.type == "cuda"
+        return MemoryUse(
+            weights_nbytes=self._weights_nbytes,
+            kv_cache_nbytes=self._kv_cache.nbytes,
+            host_nbytes=host.rss_nbytes,
+            host_peak_nbytes=host.peak_rss_nbytes,
+            gpu_nbytes=torch.cuda.memory_allocated() if cuda else 0,
+            gpu_peak_nbytes=torch.cuda.max_memory_allocated() if cuda else 0,
+        )
+
+    def close(self) -> None:
+        """See `ChatBackend.close`."""
+        if self._on_close:
+            on_close, self._on_close = self._on_close, None
+            on_close(self)
+
+    def _run(
+        self, input_ids: list[int], parser: ReplyParser | None, sampling: SamplingOptions
+    ) -> Iterator[StreamEvent]:
+        """Read the prompt and generate; parser None passes all text on."""
+        context_length = self._info.context_length
+        room = context_length - len(input_ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(input_ids):,} tokens, the context holds {context_length:,} "
+                "with the answer",
+                "shorten it or raise --ctx",
+            )
+        options = sampling.over(self._info.defaults)
+        seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+        limits = Limits(
+            self._stop_ids,
+            min(room, options.max_tokens or room),
+            self.prompts.tokenizer.num_tokens,
+        )
+        return self._stream(input_ids, parser, _sampler(options), limits, seed)
+
+    def _stream(
+        self,
+        input_ids: list[int],
+        parser: ReplyParser | None,
+        sampler: Sampler,
+        limits: Limits,
+        seed: int,
+    ) -> Iterator[StreamEvent]:
+        turn = _Turn(prompt=len(input_ids))
+        began = time.perf_counter()
+        steps = prefill(self.decoder, self._kv_cache, input_ids, self._cancelled.is_set)
+        turn.cached = done = next(steps)
+        while True:
+            yield Progress("read", done, len(input_ids))
+            try:
+                done = next(steps)
+            except StopIteration as stop:
+                logits = stop.value
+                break
+        self.num_tokens_seen += done - turn.cached
+        turn.read_seconds = time.perf_counter() - began
+        if logits is None:
+            turn.finish_reason = "cancelled"
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            token_ids = decode(
+                self.decoder,
+                self._kv_cache,
+                logits,
+                sampler,
+                limits,
+                generator,
+                self._cancelled.is_set,
+            )
+            yield from self._events(token_ids, parser, turn)
+        yield turn.end(seed)
+
+    def _events(
+        self, token_ids: Iterator[int], parser: ReplyParser | None, turn: _Turn
+    ) -> Iterator[StreamEvent]:
+        """Decode and parse tokens as they come, and count and time them by section."""
+        decoder = self.prompts.tokenizer.stream_decoder()
+        clock = time.perf_counter()
+        for token_id in token_ids:
+            self.num_tokens_seen += 1
+            section: Section = parser.section if parser else "answer"
+            turn.tokens[section] += 1
+            if token_id in self._stop_ids:
+                turn.finish_reason = "stop"
+                pieces = decoder.flush()
+            else:
+                pieces = decoder.feed(token_id)
+            events = _parse(parser, pieces)
+            now = time.perf_counter()
+            turn.seconds[section] += now - clock
+            clock = now
+            turn.has_called |= any(isinstance(event, ToolCall) for event in events)
+            yield from events
+        if self._cancelled.is_set() and turn.finish_reason != "stop":
+            turn.finish_reason = "cancelled"
+        rest = _parse(parser, decoder.flush())
+        yield from rest
+        if parser:
+            yield from parser.finish()
+
+
+def _parse(parser: ReplyParser | None, pieces: Sequence[str]) -> list[StreamEvent]:
+    if parser is None:
+        return [TextDelta(str(piece)) for piece in pieces if piece]
+    return list(parser.feed_all(pieces))
+
+
+def _sampler(options: SamplingOptions) -> Sampler:
+    """The sampler of options; what is None changes nothing."""
+    neutral = Sampler()
+    return Sampler(
+        temperature=neutral.temperature if options.temperature is None else options.temperature,
+        top_k=options.top_k or neutral.top_k,
+        top_p=options.top_p or neutral.top_p,
+        min_p=options.min_p or neutral.min_p,
+        repetition_penalty=options.repetition_penalty or neutral.repetition_penalty,
+    )

@@ -1,0 +1,101 @@
+"""Prefill, then decode: an iterator of token ids over a model and its KV cache."""
+
+from collections.abc import Callable, Collection, Generator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from erniechat.generation.sampling import Sampler
+from erniechat.model.kv_cache import KVCache
+
+PREFILL_CHUNK = 512  # tokens read between two looks at cancel
+
+
+class Model(Protocol):
+    """What generation asks of a model."""
+
+    def forward(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
+        """Logits float32 ``[1, vocab_size]`` of the token after input_ids."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When generation ends.
+
+    Attributes:
+        stop_ids: Tokens after which nothing follows.
+        max_tokens: Most tokens generated.
+        num_tokens: Tokens that may be sampled; rows of the vocabulary from here on are padding.
+    """
+
+    stop_ids: Collection[int]
+    max_tokens: int
+    num_tokens: int
+
+
+def prefill(
+    model: Model,
+    kv_cache: KVCache,
+    input_ids: list[int],
+    cancelled: Callable[[], bool],
+) -> Generator[int, None, Tensor | None]:
+    """Read a prompt in chunks, keeping what the cache already holds of it.
+
+    Yields the tokens read so far, cached ones included, before the first chunk and after each.
+
+    Args:
+        model: Reads.
+        kv_cache: Afterwards holds the prompt.
+        input_ids: The prompt, at least one token.
+        cancelled: Asked before each chunk.
+
+    Returns:
+        Logits float32 ``[vocab_size]`` after the prompt, or None if it was cancelled.
+    """
+    done = kv_cache.keep_prefix(input_ids)
+    logits = None
+    yield done
+    while done < len(input_ids):
+        if cancelled():
+            return None
+        chunk = input_ids[done : done + PREFILL_CHUNK]
+        logits = model.forward(chunk, kv_cache)[-1]
+        done += len(chunk)
+        yield done
+    return logits
+
+
+def decode(
+    model: Model,
+    kv_cache: KVCache,
+    logits: Tensor,
+    sampler: Sampler,
+    limits: Limits,
+    generator: torch.Generator,
+    cancelled: Callable[[], bool],
+) -> Iterator[int]:
+    """Generate token ids, a stop token included, until one of the limits or cancel.
+
+    A token's keys and values are computed when the next one is asked for, so the last token that
+    was yielded is not in the cache.
+
+    Args:
+        model: Reads.
+        kv_cache: Holds the prompt; gets the reply.
+        logits: float32 ``[vocab_size]`` after the prompt.
+        sampler: How a token is chosen.
+        limits: When it ends.
+        generator: Source of randomness, on the CPU.
+        cancelled: Asked before each step.
+    """
+    seen_ids = list(kv_cache.token_ids)
+    for step in range(limits.max_tokens):
+        token_id = sampler.choose(logits[: limits.num_tokens], seen_ids, generator)
+        seen_ids.append(token_id)
+        yield token_id
+        if token_id in limits.stop_ids or step + 1 == limits.max_tokens or cancelled():
+            return
+        logits = model.forward([token_id], kv_cache)[-1]
