@@ -120,7 +120,7 @@ class Codebook4:
         """
         out_features, in_features = weight.shape
         self.check((out_features, in_features))
-        blocks = weight.float().view(out_features, -1, BLOCK_SIZE)
+        blocks = weight.float().contiguous().view(out_features, -1, BLOCK_SIZE)
         absmax = finite_absmax(blocks, -1)
         scaled = blocks * absmax.clamp(min=1e-38).reciprocal()[..., None]
         ranks = torch.bucketize(

@@ -35,7 +35,7 @@ class RowwiseInt8:
         scale = 127.0 / absmax.clamp(min=1e-36)  # a row of zeros: 0 · inf would be NaN
         codes = (weight.float() * scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         out_features, in_features = weight.shape
-        parts = {"codes": codes, "absmax": absmax}
+        parts = {"codes": codes.contiguous(), "absmax": absmax}
         return QuantTensor(self.name, self.layout, (out_features, in_features), parts)
 
     def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
