@@ -3,23 +3,23 @@
 Heavy modules are imported inside functions, so that --help needs neither torch nor rich.
 """
 
-import difflib
 import io
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
-from erniechat.errors import ErnieChatError, UsageError
+from erniechat.errors import UsageError
 from erniechat.events import Progress
-from erniechat.options import OPTIONS, BenchOptions, DisplayOptions, LoadOptions
+from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
 from erniechat.ui.arguments import Arguments, parse_arguments, version_line
+from erniechat.ui.failure import report_failure, silence
 from erniechat.ui.inputs import (
     WAIT_NOTICE,
     WAIT_NOTICE_SECONDS,
@@ -29,18 +29,16 @@ from erniechat.ui.inputs import (
     read_tools,
 )
 from erniechat.ui.progress import LoadProgress
-from erniechat.ui.settings import BUILT_IN, Layer, Settings, merge_layers
+from erniechat.ui.settings import BUILT_IN, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
 from erniechat.ui.terminal import AnswerStream, Terminal
-from erniechat.ui.text import one_line, visible
 from erniechat.ui.worker import Task, Worker
 
-PREFIX = "ERNIECHAT_"
-NOT_SETTINGS = {"ERNIECHAT_DEBUG"}
 REAL_MODEL_NOTICE = (
     "this is mini, the small built-in model; the real one:"
     " erniechat --model baidu/ERNIE-4.5-21B-A3B-PT --4bit"
 )
+POLL_SECONDS = 0.01
 CLOSE_SECONDS = 10.0
 HURRIED_CLOSE_SECONDS = 0.1
 
@@ -112,6 +110,11 @@ class Job:
     terminal: Terminal
     services: Services
 
+    @property
+    def notice(self) -> str:
+        """What to say of the model, if the user named none."""
+        return REAL_MODEL_NOTICE if self.settings.origin("model") == BUILT_IN else ""
+
 
 def main(argv: Sequence[str] | None = None, *, services: Services | None = None) -> int:
     """Run the command line and return the exit status.
@@ -121,7 +124,6 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         services: Stand-ins for the engine, for tests.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    head = argv[: argv.index("--")] if "--" in argv else argv
     terminal = Terminal(sys.stdin, _stdout(), sys.stderr)
     terminal.configure(DisplayOptions(), os.environ)
     try:
@@ -131,16 +133,18 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         terminal.live.wipe()
         return exc.exit_status
     except BrokenPipeError:
-        _silence(terminal.stdout)
+        terminal.live.wipe()
+        silence(terminal.stdout)
         return 141
-    except ErnieChatError as exc:
-        return _fail(exc, exc.exit_status, terminal, "--json" in head)
     except Exception as exc:
-        return _fail(exc, 1, terminal, "--json" in head)
+        as_json = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
+        debug = bool(os.environ.get("ERNIECHAT_DEBUG"))
+        return report_failure(exc, terminal, as_json=as_json, debug=debug)
 
 
 def _stdout() -> TextIO:
-    stream = sys.stdout if sys.stdout is not None else open(os.devnull, "w")  # noqa: SIM115 lives on
+    """stdout, where a character that its encoding lacks becomes an escape."""
+    stream = sys.stdout if sys.stdout is not None else open(os.devnull, "w")  # noqa: SIM115  lives on
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
@@ -150,44 +154,18 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     arguments = parse_arguments(argv)
     if arguments.help or arguments.version:
         return _print(terminal, arguments.help or version_line() + "\n")
-    environment, unknown = environment_layer(os.environ)
+    environment, warning = environment_layer(os.environ)
     settings = merge_layers([environment, arguments.flags])
     terminal.configure(settings.display, os.environ)
-    for line in unknown:
-        terminal.line(f"warning: {line}")
+    if warning:
+        terminal.line(f"warning: {warning}")
     job = Job(arguments, settings, terminal, services)
     if arguments.bench is not None:
         return _bench(job, arguments.bench)
     has_text = bool(arguments.text or arguments.prompt is not None)
     if not has_text and terminal.stdin_is_tty and not arguments.json and not arguments.dry_run:
         return _repl(job)
-    return _oneshot(job)
-
-
-def environment_layer(environ: Mapping[str, str]) -> tuple[Layer, list[str]]:
-    """The settings that ERNIECHAT_* variables give, and a warning if some are unknown.
-
-    An empty variable counts as not set.
-
-    Raises:
-        UsageError: With the variable, the value and the rule.
-    """
-    known = {option.variable: option for option in OPTIONS.values()}
-    values = {
-        option.name: option.parse(environ[variable], variable)
-        for variable, option in known.items()
-        if environ.get(variable)
-    }
-    unknown = sorted(
-        name
-        for name in environ
-        if name.startswith(PREFIX) and name not in known and name not in NOT_SETTINGS
-    )
-    told = [f"unknown environment variable {', '.join(unknown)}; ignored"] if unknown else []
-    if len(unknown) == 1:
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.8)
-        told = [f"{told[0]}. Did you mean {near[0]}?"] if near else told
-    return Layer("environment", values), told
+    return _dry_run(job) if arguments.dry_run else _oneshot(job)
 
 
 def _print(terminal: Terminal, text: str) -> int:
@@ -196,46 +174,68 @@ def _print(terminal: Terminal, text: str) -> int:
     return 0
 
 
-def _say_model(job: Job) -> None:
-    if job.settings.origin("model") == BUILT_IN:
-        job.terminal.note(REAL_MODEL_NOTICE)
-
-
-def _start_load(job: Job, worker: Worker) -> tuple[Task[ChatBackend], LoadProgress]:
+@contextmanager
+def _engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]:
+    """Within: the model loads, then runs, on a thread of its own; at the end it is closed."""
     options = job.settings.load
     progress = LoadProgress(job.terminal, options.model)
-    return worker.submit(lambda: job.services.load_engine(options, progress)), progress
+    worker = Worker()
+    load = worker.submit(lambda: job.services.load_engine(options, progress))
+    patience = CLOSE_SECONDS
+    try:
+        yield worker, load, progress
+    except (Interrupted, BrokenPipeError):
+        patience = HURRIED_CLOSE_SECONDS
+        raise
+    finally:
+        if load.done and not load.failed:
+            worker.submit(load.result().close)
+        worker.finish(patience if load.done else 0)
+
+
+def _stdin_reader(job: Job) -> StdinReader | None:
+    """A reader of stdin, where it is to be read; it starts at once.
+
+    Raises:
+        UsageError: If there is nothing to answer, before anything is loaded.
+    """
+    if not job.arguments.no_stdin and not job.terminal.stdin_is_tty and sys.stdin is not None:
+        return StdinReader(sys.stdin.fileno())
+    if job.arguments.prompt == "-":
+        raise UsageError("-p - reads stdin, but stdin is a terminal", 'give -p "TEXT"')
+    _join(job)
+    return None
+
+
+def _join(job: Job, stdin: str = "") -> str:
+    return join_prompt(stdin, job.arguments.prompt, job.arguments.text)
 
 
 def _read_prompt(
-    job: Job, load: Task[ChatBackend] | None = None, progress: LoadProgress | None = None
+    job: Job, reader: StdinReader | None, load: Task[Any], tick: Callable[[], None]
 ) -> str:
     """The whole prompt, read while the model loads; returns when both are there.
 
     Raises:
         UsageError: If it is empty, or stdin is not text.
+        ErnieChatError: If loading failed.
     """
-    arguments = job.arguments
-    reader = None
-    if not arguments.no_stdin and not job.terminal.stdin_is_tty and sys.stdin is not None:
-        reader = StdinReader(sys.stdin.fileno())
-    elif arguments.prompt == "-":
-        raise UsageError("-p - reads stdin, but stdin is a terminal", 'give -p "TEXT"')
-    prompt = None if reader else join_prompt("", arguments.prompt, arguments.text)
+    prompt = None if reader else _join(job)
     noticed = False
-    while True:
-        if reader is not None and prompt is None and reader.done:
-            prompt = join_prompt(reader.text(), arguments.prompt, arguments.text)
-        if load is not None and load.failed:
-            load.result()
-        if prompt is not None and (load is None or load.done):
-            return prompt
+    while prompt is None or not load.done:
+        if prompt is None and reader is not None and reader.done:
+            prompt = _join(job, reader.text())
+        if load.failed:
+            break
         if reader and not noticed and reader.silent_seconds >= WAIT_NOTICE_SECONDS:
             noticed = True
             job.terminal.note(WAIT_NOTICE)
-        if progress is not None and load is not None and not load.done:
-            progress.draw()
-        time.sleep(0.01)
+        if not load.done:
+            tick()
+        time.sleep(POLL_SECONDS)
+    job.terminal.live.wipe()
+    load.result()
+    return prompt or ""
 
 
 def _oneshot(job: Job) -> int:
@@ -243,61 +243,47 @@ def _oneshot(job: Job) -> int:
 
     arguments, settings = job.arguments, job.settings
     system, tools = read_system(arguments.system), read_tools(arguments.tools)
-    if arguments.dry_run:
-        return _dry_run(job, system, tools)
-    if arguments.no_stdin or job.terminal.stdin_is_tty:
-        join_prompt("", arguments.prompt, arguments.text)  # nothing is loaded for an empty prompt
-    worker = Worker()
-    load, progress = _start_load(job, worker)
-    prompt = _read_prompt(job, load, progress)
-    job.terminal.live.wipe()
-    _say_model(job)
-    backend = load.result()
-    request = Request(
-        prompt,
-        system,
-        tools,
-        raw=arguments.raw,
-        think=_think(settings),
-        thoughts=settings.display.thoughts,
-        sampling=settings.sampling,
-        json=arguments.json,
-        verbose=settings.display.verbose,
-    )
-    patience = CLOSE_SECONDS
-    try:
-        run_oneshot(worker, backend, request, job.terminal)
-    except (Interrupted, BrokenPipeError):
-        patience = HURRIED_CLOSE_SECONDS
-        raise
-    finally:
-        worker.submit(backend.close)
-        worker.finish(patience)
+    reader = _stdin_reader(job)
+    with _engine(job) as (worker, load, progress):
+        prompt = _read_prompt(job, reader, load, progress.draw)
+        if job.notice:
+            job.terminal.note(job.notice)
+        request = Request(
+            prompt,
+            system,
+            tools,
+            raw=arguments.raw,
+            think=settings.think,
+            thoughts=settings.display.thoughts,
+            sampling=settings.sampling,
+            json=arguments.json,
+            verbose=settings.display.verbose,
+        )
+        run_oneshot(worker, load.result(), request, job.terminal)
     return 0
 
 
-def _think(settings: Settings) -> ThinkMode:
-    mode: ThinkMode = settings.display.think  # type: ignore[assignment]  # checked by its choices
-    return mode
-
-
-def _dry_run(job: Job, system: str | None, tools: Sequence[dict[str, Any]]) -> int:
+def _dry_run(job: Job) -> int:
     """Print the exact prompt on stdout and its token count on stderr; both in one with --json."""
     from erniechat.ui.oneshot import Request
 
-    prompt = _read_prompt(job)
-    found = job.services.load_prompt_tools(job.settings.load)
-    text = prompt
-    if not job.arguments.raw:
-        messages = Request(prompt, system).messages
-        text = found.render_prompt(messages, tools=tools, think=_think(job.settings))
+    arguments = job.arguments
+    system, tools = read_system(arguments.system), read_tools(arguments.tools)
+    reader = _stdin_reader(job)
+    load = Task(lambda: job.services.load_prompt_tools(job.settings.load))
+    load.run()
+    text = _read_prompt(job, reader, load, lambda: None)
+    found = load.result()
+    if not arguments.raw:
+        messages = Request(text, system).messages
+        text = found.render_prompt(messages, tools=tools, think=job.settings.think)
     num_tokens = found.count_tokens(text)
     out = AnswerStream(job.terminal.stdout, sanitize=job.terminal.stdout_is_tty)
-    if job.arguments.json:
+    if arguments.json:
         out.write(json.dumps({"prompt": text, "tokens": num_tokens}) + "\n")
-        return 0
-    out.write(text if text.endswith("\n") else text + "\n")
-    job.terminal.line(f"{num_tokens:,} tokens")
+    else:
+        out.write(text if text.endswith("\n") else text + "\n")
+        job.terminal.line(f"{num_tokens:,} tokens")
     return 0
 
 
@@ -309,51 +295,16 @@ def _bench(job: Job, bench: BenchOptions) -> int:
 
 
 def _repl(job: Job) -> int:
-    raise UsageError("the chat is not there yet", 'give -p "TEXT"')
+    arguments = job.arguments
+    if not job.terminal.stdout_is_tty:
+        raise UsageError("no prompt, and stdout is no terminal to chat on", 'give -p "TEXT"')
+    system, tools = read_system(arguments.system), read_tools(arguments.tools)
+    job.terminal.live.show(f"loading {job.settings.load.model}")  # before the imports below
+    with _engine(job) as (worker, load, progress):
+        from erniechat.ui.repl import ChatSetup, chat
 
-
-def _error_code(exc: Exception) -> str:
-    """The kind of an error as a word: UsageError is ``usage``, a bug ``internal``."""
-    if not isinstance(exc, ErnieChatError):
-        return "internal"
-    name = type(exc).__name__.removesuffix("Error")
-    return "error" if name == "ErnieChat" else re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-
-
-def _fail(exc: Exception, status: int, terminal: Terminal, as_json: bool) -> int:
-    """Say what went wrong, on stderr and with --json on stdout as well."""
-    debug = bool(os.environ.get("ERNIECHAT_DEBUG"))
-    message, hint = str(exc), ""
-    if isinstance(exc, ErnieChatError):
-        message, hint = exc.message, exc.hint
-    else:
-        message = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-    terminal.live.wipe()
-    if debug:
-        import traceback
-
-        terminal.write_error(visible("".join(traceback.format_exception(exc))))
-    if isinstance(exc, ErnieChatError):
-        terminal.error(str(exc))
-    else:
-        tail = "" if debug else " (ERNIECHAT_DEBUG=1 shows where)"
-        terminal.write_error(f"internal error: {one_line(message)}{tail}\n")
-    error = {"code": _error_code(exc), "message": message, "hint": hint, "exit_status": status}
-    try:
-        if as_json:
-            terminal.stdout.write(json.dumps({"error": error}) + "\n")
-        terminal.stdout.flush()
-    except OSError:
-        _silence(terminal.stdout)
-    return status
-
-
-def _silence(stream: TextIO) -> None:
-    """Let the interpreter's last flush of a stream that cannot be written go nowhere."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    except (OSError, ValueError):
-        return
+        setup = ChatSetup(job.settings, system, tools, arguments.raw, job.notice)
+        return chat(job.terminal, worker, load, progress, setup)
 
 
 def flush_quietly(stream: TextIO | None) -> None:

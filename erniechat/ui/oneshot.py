@@ -84,7 +84,7 @@ class _Presenter:
             self._terminal.live.wipe()
             self.out.write(answer)
         if self._thinking and self.mode != "none":
-            elapsed = seconds(round(self.record.elapsed, 1))
+            elapsed = seconds(self.record.elapsed)
             self._terminal.live.show(thinking_line(elapsed, self.record.num_thinking_deltas))
 
     def _think(self, text: str) -> None:

@@ -1,9 +1,11 @@
 """The settings in force, merged from layers, each remembered with where it came from."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from erniechat.chat.conversation import ThinkMode
 from erniechat.options import (
     OPTIONS,
     DisplayOptions,
@@ -13,6 +15,8 @@ from erniechat.options import (
 )
 
 BUILT_IN = "built-in"
+PREFIX = "ERNIECHAT_"
+NOT_SETTINGS = {"ERNIECHAT_DEBUG"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,12 @@ class Settings:
         """What is shown, and how."""
         return build(DisplayOptions, self.values)
 
+    @property
+    def think(self) -> ThinkMode:
+        """Whether the model is to think."""
+        mode: ThinkMode = self.display.think  # type: ignore[assignment]  # checked by its choices
+        return mode
+
     def origin(self, name: str) -> str:
         """Where a setting's value comes from."""
         return self.origins.get(name, BUILT_IN)
@@ -71,3 +81,29 @@ def merge_layers(layers: Sequence[Layer]) -> Settings:
         for name, value in layer.values.items():
             settings.set(OPTIONS[name].name, value, layer.origin)
     return settings
+
+
+def environment_layer(environ: Mapping[str, str]) -> tuple[Layer, str]:
+    """The settings that ERNIECHAT_* variables give, and a warning, empty if all are known.
+
+    An empty variable counts as not set.
+
+    Raises:
+        UsageError: With the variable, the value and the rule.
+    """
+    known = {option.variable: option for option in OPTIONS.values()}
+    values = {
+        option.name: option.parse(environ[variable], variable)
+        for variable, option in known.items()
+        if environ.get(variable)
+    }
+    unknown = sorted(
+        name
+        for name in environ
+        if name.startswith(PREFIX) and name not in known and name not in NOT_SETTINGS
+    )
+    warning = f"unknown environment variable {', '.join(unknown)}; ignored" if unknown else ""
+    near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.8) if unknown else []
+    if near:
+        warning += f". Did you mean {near[0]}?"
+    return Layer("environment", values), warning

@@ -101,7 +101,7 @@ class LiveLine:
         clock = time.monotonic()
         if not now and self._shown and clock - self._drawn_at < REDRAW_SECONDS:
             return
-        line = clip(one_line(text), columns(self._stream) - 1)
+        line = clip(visible(text).replace("\n", " "), columns(self._stream) - 1)
         line = line if is_utf8(self._stream) else ascii_only(line)
         self._write("\r\x1b[K" + (f"{DIM}{line}{RESET}" if self._color else line))
         self._shown, self._drawn_at = text, clock

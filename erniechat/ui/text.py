@@ -74,10 +74,8 @@ def short_count(number: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration: 0.42 s, 6.4 s, 84 s, 7 min 02 s."""
-    if value < 0.995:
-        return f"{value:.2f} s"
-    if value < 99.5:
+    """A duration: 0.4 s, 84.0 s, 7 min 02 s."""
+    if value < 99.95:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s"

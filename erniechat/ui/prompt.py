@@ -1,0 +1,200 @@
+"""Where the user types: keys, completion, history and the toolbar."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input import Input, create_input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import ColorDepth, Output, create_output
+from prompt_toolkit.styles import Style
+
+from erniechat.options import OPTIONS
+from erniechat.ui.commands import COMMANDS, find
+from erniechat.ui.keys import KeyWatch, QuietKeys, RawKeys
+from erniechat.ui.screen import Screen
+from erniechat.ui.terminal import Terminal, is_utf8
+
+QUOTES = '"""'
+_STYLE = Style.from_dict(
+    {"prompt": "bold", "bottom-toolbar": "noreverse", "bottom-toolbar.text": "dim"}
+)
+_PLAIN_STYLE = Style.from_dict({"bottom-toolbar": "noreverse"})
+
+
+class Prompt(Protocol):
+    """What the REPL asks of its keyboard."""
+
+    def ask(self, draft: str) -> str:
+        """One message or command; the line starts with draft.
+
+        Raises:
+            EOFError: For Ctrl-D.
+            KeyboardInterrupt: For Ctrl-C on an empty line.
+        """
+        ...
+
+    def watch(self) -> KeyWatch:
+        """The keyboard while no prompt is up."""
+        ...
+
+
+def is_open(text: str) -> bool:
+    """Whether a message goes on on the next line: an open triple quote."""
+    return text.lstrip().startswith(QUOTES) and text.count(QUOTES) == 1
+
+
+def unquoted(text: str) -> str:
+    """A message without the triple quotes around it."""
+    inner = text.strip()
+    if inner.startswith(QUOTES) and inner.endswith(QUOTES) and len(inner) >= 2 * len(QUOTES):
+        return inner[len(QUOTES) : -len(QUOTES)].strip("\n")
+    return text
+
+
+class CommandCompleter(Completer):
+    """Completes commands, their values, and settings with theirs."""
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        """What Tab offers."""
+        text = document.text_before_cursor
+        if not text.startswith("/") or text.startswith("//") or "\n" in text:
+            return
+        *before, word = text.split(" ")
+        for value in self._values(before):
+            if value.startswith(word):
+                yield Completion(value, start_position=-len(word))
+
+    def _values(self, before: list[str]) -> Iterable[str]:
+        if not before:
+            names = [name for c in COMMANDS for name in (c.name, *c.aliases) if name != "?"]
+            return ["/" + name for name in names]
+        command = find(before[0][1:])
+        if command is None:
+            return []
+        if command.name == "help" and len(before) == 1:
+            return [c.name for c in COMMANDS]
+        if command.name == "set" and len(before) == 2 and before[1] in OPTIONS:
+            return [*OPTIONS[before[1]].spec.choices, "default"]
+        return command.values if len(before) == 1 else []
+
+
+def _bindings() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter", eager=True)
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state and buffer.complete_state.current_completion:
+            buffer.complete_state = None
+        elif buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        elif is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("c-j", eager=True)
+    @keys.add("escape", "enter", eager=True)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c", eager=True)
+    @keys.add("<sigint>", eager=True)
+    def _(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt())
+
+    return keys
+
+
+class LinePrompt:
+    """The prompt of a terminal that can move its cursor."""
+
+    def __init__(
+        self,
+        toolbar: Callable[[int], str],
+        *,
+        source: Input | None = None,
+        output: Output | None = None,
+        color: bool = True,
+        utf8: bool = True,
+    ) -> None:
+        self._source = source or create_input(sys.stdin)
+        self._output = output or create_output(sys.stdout)
+        self._sign = "› " if utf8 else "> "
+        self._session: PromptSession[str] = PromptSession(
+            [("class:prompt", self._sign)],
+            multiline=True,
+            prompt_continuation="  ",
+            key_bindings=_bindings(),
+            completer=CommandCompleter(),
+            complete_while_typing=False,
+            history=InMemoryHistory(),
+            enable_history_search=True,
+            enable_open_in_editor=True,
+            enable_suspend=True,
+            reserve_space_for_menu=4,
+            bottom_toolbar=lambda: toolbar(self._output.get_size().columns),
+            refresh_interval=1.0,
+            style=_STYLE if color else _PLAIN_STYLE,
+            color_depth=ColorDepth.DEPTH_4_BIT if color else ColorDepth.DEPTH_1_BIT,
+            input=self._source,
+            output=self._output,
+        )
+        # A terminal that cannot tell its cursor's place loses the toolbar; no word about it.
+        self._session.app.renderer.cpr_not_supported_callback = None
+
+    def ask(self, draft: str) -> str:
+        """One message or command, as Prompt says."""
+        return self._session.prompt(default=draft)
+
+    def watch(self) -> KeyWatch:
+        """Every key by itself."""
+        return RawKeys(self._source)
+
+
+class PlainPrompt:
+    """The prompt of --plain and TERM=dumb: the terminal's own line editing."""
+
+    def __init__(self, screen: Screen, utf8: bool = True) -> None:
+        self._screen = screen
+        self._sign = "› " if utf8 else "> "
+
+    def ask(self, draft: str) -> str:
+        """One message or command; a backslash at the end or a triple quote goes on."""
+        if draft:
+            self._screen.note("the message was not sent; type it again")
+        text = self._line(self._sign)
+        while text.endswith("\\") or is_open(text):
+            text = text.removesuffix("\\") + "\n" + self._line("  ")
+        return text
+
+    def _line(self, sign: str) -> str:
+        self._screen.console.file.write(sign)
+        self._screen.console.file.flush()
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    def watch(self) -> KeyWatch:
+        """Only Ctrl-C."""
+        return QuietKeys()
+
+
+def make_prompt(terminal: Terminal, screen: Screen, toolbar: Callable[[int], str]) -> Prompt:
+    """The prompt that the terminal can show."""
+    utf8 = is_utf8(terminal.stdout)
+    if not terminal.moves_cursor:
+        return PlainPrompt(screen, utf8)
+    return LinePrompt(toolbar, color=terminal.stdout_color, utf8=utf8)

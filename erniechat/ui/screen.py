@@ -1,0 +1,98 @@
+"""What the REPL prints: lines and tables through rich, one live line, streamed text."""
+
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from erniechat.ui.terminal import LiveLine, Terminal
+from erniechat.ui.text import one_line, visible
+from erniechat.ui.wrap import StreamWrap
+
+
+@dataclass(slots=True)
+class Screen:
+    """The one owner of the terminal while no prompt is up."""
+
+    console: Console
+    live: LiveLine
+    moves_cursor: bool = True
+    quiet: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns now."""
+        return self.console.width
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line, wrapped at words where it is too long."""
+        self.live.wipe()
+        self.console.print(Text(one_line(text), style=style))
+
+    def note(self, text: str) -> None:
+        """A dim line about what happened."""
+        self.line(text, style="dim")
+
+    def error(self, text: str) -> None:
+        """A line about what went wrong."""
+        self.live.wipe()
+        message = Text("error:", style="bold red")
+        message.append(f" {one_line(text)}", style="not bold default")
+        self.console.print(message)
+
+    def block(self, text: str, style: str = "") -> None:
+        """Text of many lines, control characters made visible."""
+        self.live.wipe()
+        self.console.print(Text(visible(text), style=style))
+
+    def show(self, renderable: RenderableType) -> None:
+        """A table."""
+        self.live.wipe()
+        self.console.print(renderable)
+
+    def stream(self, style: str = "") -> StreamWrap:
+        """A writer for text that comes in pieces."""
+
+        def write(text: str) -> None:
+            if text:
+                self.live.wipe()
+                self.console.file.write(self._styled(text, style))
+                self.console.file.flush()
+
+        return StreamWrap(write, lambda: self.width, self.moves_cursor)
+
+    def _styled(self, text: str, style: str) -> str:
+        if style != "dim" or self.console.color_system is None:
+            return text
+        return f"\x1b[2m{text}\x1b[22m"
+
+
+def make_screen(terminal: Terminal) -> Screen:
+    """The screen on stdout."""
+    console = Console(
+        file=terminal.stdout,
+        color_system="standard" if terminal.stdout_color else None,
+        no_color=not terminal.stdout_color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    live = LiveLine(
+        terminal.stdout,
+        terminal.stdout_is_tty and terminal.moves_cursor,
+        terminal.stdout_color,
+    )
+    return Screen(console, live, terminal.moves_cursor, terminal.quiet)
+
+
+def plain_table(*headers: str, right: tuple[int, ...] = ()) -> Table:
+    """A table without lines: columns two blanks apart, the header dim."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.show_header = bool(headers)
+    for number, header in enumerate(headers):
+        table.add_column(
+            header, justify="right" if number in right else "left", no_wrap=number in right
+        )
+    return table

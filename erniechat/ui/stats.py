@@ -1,0 +1,83 @@
+"""/stats and the toolbar: tokens, times, context and memory of a session."""
+
+from rich.table import Table
+from rich.text import Text
+
+from erniechat.events import TurnEnd
+from erniechat.ui.screen import plain_table
+from erniechat.ui.session import Session, Totals
+from erniechat.ui.text import count, gib, join_fitting, rate, seconds, short_count
+
+
+def stats_tables(session: Session) -> list[Table]:
+    """The page of /stats."""
+    table = plain_table("", "", "tokens", "time", "tok/s", "", right=(2, 3, 4))
+    end = session.last.end if session.last else None
+    if end is not None:
+        _add_rows(table, "last", Totals(1, 0, end.usage, end.seconds), _stop_text(end))
+        table.add_row()
+    totals = session.totals
+    replies = "1 answer" if totals.num_replies == 1 else f"{totals.num_replies} answers"
+    stopped = f", {totals.num_stopped} stopped" if totals.num_stopped else ""
+    _add_rows(table, "all", totals, replies + stopped)
+    return [table, _facts(session, end)]
+
+
+def _add_rows(table: Table, name: str, totals: Totals, last_note: str) -> None:
+    """Reading, thinking and writing; thinking only where there was some."""
+    usage, spent = totals.usage, totals.seconds
+    cached = f"{count(usage.cached)} more from cache" if usage.cached else ""
+    rows = [("read", usage.prompt - usage.cached, spent.read, cached)]
+    if usage.thinking:
+        rows.append(("think", usage.thinking, spent.think, ""))
+    rows.append(("write", usage.answer, spent.write, last_note))
+    for number, (phase, tokens, elapsed, note) in enumerate(rows):
+        row = (phase, count(tokens), seconds(elapsed), rate(tokens, elapsed), Text(note, "dim"))
+        table.add_row("" if number else name, *row)
+
+
+def _stop_text(end: TurnEnd) -> str:
+    reasons = {
+        "stop": "end of turn",
+        "length": "length limit",
+        "tool_calls": "called a tool",
+        "cancelled": "stopped by you",
+    }
+    return reasons[end.finish_reason]
+
+
+def _facts(session: Session, end: TurnEnd | None) -> Table:
+    info, memory = session.backend.info, session.backend.memory()
+    used, whole = session.num_context_tokens, info.context_length
+    table = plain_table()
+    table.add_row()
+    table.add_row("context", f"{count(used)} of {count(whole)} tok ({percent(used, whole)})")
+    held = [f"weights {gib(memory.weights_nbytes)}", f"cache {gib(memory.kv_cache_nbytes)}"]
+    if memory.gpu_peak_nbytes:
+        held.append(f"gpu {gib(memory.gpu_nbytes)} (peak {gib(memory.gpu_peak_nbytes)})")
+    held.append(f"ram {gib(memory.host_nbytes)} (peak {gib(memory.host_peak_nbytes)})")
+    table.add_row("memory", " · ".join(held))
+    table.add_row("model", f"{info.model} · {info.quant} · {info.device}")
+    if end is not None:
+        table.add_row("seed", f"{end.seed} · /set seed {end.seed} repeats the last answer")
+    return table
+
+
+def percent(used: int, whole: int) -> str:
+    """A share in words: ``14 %``, ``< 1 %``."""
+    share = 100 * used / max(whole, 1)
+    return "< 1 %" if 0 < share < 1 else f"{share:.0f} %"
+
+
+def toolbar_text(session: Session, width: int) -> str:
+    """The line under the prompt; fields are dropped from the right as it gets narrow."""
+    info, memory = session.backend.info, session.backend.memory()
+    context = f"ctx {short_count(session.num_context_tokens)}/{short_count(info.context_length)}"
+    end = session.last.end if session.last else None
+    if end is not None and end.usage.thinking and session.messages:
+        context += f" ({short_count(end.usage.thinking)} thoughts not kept)"
+    parts = [context]
+    if memory.gpu_nbytes:
+        parts.append(f"gpu {gib(memory.gpu_nbytes)}")
+    parts.append(f"ram {gib(memory.host_nbytes)}")
+    return join_fitting([*parts, info.model, info.quant], width - 1)
