@@ -40,9 +40,9 @@ class Tokenizer:
         self._backend = backend
         self.num_tokens = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(id for id, token in added.items() if token.special)
-        self.tag_ids = {id: token.content for id, token in added.items() if token.content in TAGS}
-        marks = {token.content: id for id, token in added.items()}
+        self.special_ids = frozenset(idx for idx, token in added.items() if token.special)
+        self.tag_ids = {idx: token.content for idx, token in added.items() if token.content in TAGS}
+        marks = {token.content: idx for idx, token in added.items()}
         self.turn_end_ids = {
             text: marks[text] for text in (END_OF_TEXT, *TURN_ENDS) if text in marks
         }
@@ -51,7 +51,7 @@ class Tokenizer:
         self._hidden_ids = self.special_ids.union(hidden).difference(self.tag_ids)
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self._byte_ids = frozenset(
-            id for id in map(backend.token_to_id, names) if id is not None and id not in added
+            idx for idx in map(backend.token_to_id, names) if idx is not None and idx not in added
         )
 
     @classmethod
@@ -99,19 +99,19 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens, turn marks and padding are nothing, tags their text."""
-        return self._decode([id for id in ids if self._is_visible(id)])
+        return self._decode([token_id for token_id in ids if self._is_visible(token_id)])
 
     def token_id(self, text: str) -> int | None:
         """The id of the token with this very text, if there is one."""
-        id: int | None = self._backend.token_to_id(text)
-        return id
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id
 
     def stream_decoder(self) -> "StreamDecoder":
         """A decoder for one reply."""
         return StreamDecoder(self)
 
-    def _is_visible(self, id: int) -> bool:
-        return 0 <= id < self.num_tokens and id not in self._hidden_ids
+    def _is_visible(self, token_id: int) -> bool:
+        return 0 <= token_id < self.num_tokens and token_id not in self._hidden_ids
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=False)
@@ -156,9 +156,6 @@ class StreamDecoder:
         if not self._waiting:
             return []
         text = self._tokenizer._decode(self._before + self._waiting)[self._num_before_chars :]
-        # Not the bytes alone: a window must not begin inside a run of them.
-        self._before += self._waiting
-        self._num_before_chars += len(text)
         self._waiting = []
         return [text] if text else []
 

@@ -99,6 +99,11 @@ def tiny_backend(*, prefix_space: bool, tags: bool) -> tokenizers.Tokenizer:
     return backend
 
 
+@pytest.fixture
+def fresh_backend():
+    return tiny_backend(prefix_space=False, tags=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_plain():
     return Tokenizer(tiny_backend(prefix_space=False, tags=False))

@@ -144,6 +144,14 @@ def test_special_tokens_turn_marks_and_padding_are_not_shown(tiny_tagged):
     assert stream(tiny_tagged, ids) == []
 
 
+def test_tags_flagged_special_are_tags_all_the_same(fresh_backend):
+    fresh_backend.add_special_tokens(["<think>"])
+    tokenizer = Tokenizer(fresh_backend)
+    ids = tokenizer.encode("a<think>")
+    assert tokenizer.decode(ids) == "a<think>"
+    assert isinstance(stream(tokenizer, ids)[-1], Tag)
+
+
 def test_one_leading_space_is_stripped_at_the_start_only(tiny_tagged):
     hello = tiny_tagged.token_id("▁hello")
     assert stream(tiny_tagged, [hello, hello]) == ["hello", " hello"]
