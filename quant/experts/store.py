@@ -23,6 +23,16 @@ class ExpertStore(Protocol):
         """Bytes of all experts."""
         ...
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the routings counted whose expert was in the memory of the model's device."""
+        ...
+
+    @property
+    def kernels(self) -> str:
+        """Name of the kernel backend that runs them."""
+        ...
+
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
     ) -> Tensor:
@@ -75,6 +85,16 @@ class ResidentExpertStore:
     def nbytes(self) -> int:
         """See `ExpertStore.nbytes`."""
         return sum(expert.nbytes for layer in self._experts.values() for expert in layer)
+
+    @property
+    def hit_rate(self) -> float:
+        """All of them: this store has no other place."""
+        return 1.0
+
+    @property
+    def kernels(self) -> str:
+        """See `ExpertStore.kernels`."""
+        return self._backend.name
 
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor

@@ -1,0 +1,211 @@
+"""`erniechat bench`: prefill, decode, memory and hit rate, in one table or as JSON."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erniechat.errors import MemoryLimitError, UsageError
+from erniechat.generation.generate import PREFILL_CHUNK
+from erniechat.loader import (
+    choose_device,
+    choose_formats,
+    context_length,
+    load_engine,
+    set_threads,
+)
+from erniechat.model.assembly import assemble
+from erniechat.model.checkpoint import read_json
+from erniechat.model.decoder import Decoder
+from erniechat.model.families import family_of
+from erniechat.model.synthetic import random_weights, with_layers
+from erniechat.options import BenchOptions, LoadOptions
+from erniechat.quality import measure_quality
+from quant.memory import process_memory
+
+SEED = 0
+GIB = 1 << 30
+Result = dict[str, Any]
+
+
+def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]) -> Result:
+    """Measure a model's speed, or with ``bench.quality`` what its quantization costs.
+
+    One run is not counted; the prompt is random with a fixed seed; tokens are decoded greedily
+    and no token stops them. The device is synchronized before each reading of the clock.
+
+    Args:
+        load: Which model, and how it is held.
+        bench: What to measure.
+        report: Told in a line what is being done.
+
+    Returns:
+        What `format_bench` draws and ``--json`` prints. Speeds are tokens a second as
+        ``{median, min, max}``, times seconds, memory bytes.
+    """
+    if bench.quality is not None:
+        return measure_quality(load, bench, report)
+    began = time.perf_counter()
+    report("loading")
+    decoder, quant, weights_nbytes = _model(load, bench)
+    needed = bench.prompt_tokens + bench.new_tokens
+    longest = context_length(load, decoder.config)
+    if needed > longest:
+        raise UsageError(
+            f"--prompt-tokens and --new-tokens must sum to at most {longest:,}, got {needed:,}"
+        )
+    load_seconds = time.perf_counter() - began
+    runs = []
+    for run in range(bench.runs + 1):
+        report(f"run {run} of {bench.runs}" if run else "warming up")
+        runs.append(_run(decoder, bench))
+    return _result(load, bench, decoder, quant, weights_nbytes, load_seconds, runs[1:])
+
+
+def _model(load: LoadOptions, bench: BenchOptions) -> tuple[Decoder, str, int]:
+    """The model to measure, the name of its format and the bytes of its weights."""
+    if bench.synthetic is None:
+        engine = load_engine(load)
+        return engine.decoder, engine.info.quant, engine.memory().weights_nbytes
+    raw = read_json(Path(bench.synthetic) / "config.json")
+    family = family_of(raw)
+    config = family.parse_config(raw)
+    if bench.layers is not None:
+        config = with_layers(config, min(bench.layers, config.num_hidden_layers))
+    set_threads(load.threads)
+    device = choose_device(load.device)
+    quant = "nf4" if load.quant == "auto" else load.quant
+    formats = choose_formats(quant, load, device)
+    try:
+        weights = random_weights(config, family, formats)
+        decoder = assemble(config, weights, formats, device, getattr(torch, load.dtype))
+    except (MemoryError, torch.OutOfMemoryError) as exc:
+        raise MemoryLimitError(
+            f"random {quant} weights of {bench.synthetic} do not fit into the free memory",
+            "use --layers N for a part of the model",
+        ) from exc
+    return decoder, quant, weights.nbytes
+
+
+def _run(decoder: Decoder, bench: BenchOptions) -> dict[str, float]:
+    """One prompt and its answer: tokens a second, and seconds to the first token."""
+    generator = torch.Generator().manual_seed(SEED)
+    vocab_size = decoder.config.vocab_size
+    ids = torch.randint(0, vocab_size, (bench.prompt_tokens,), generator=generator).tolist()
+    kv_cache = decoder.new_kv_cache(bench.prompt_tokens + bench.new_tokens)
+    began = _clock(decoder)
+    for at in range(0, len(ids), PREFILL_CHUNK):
+        logits = decoder.forward(ids[at : at + PREFILL_CHUNK], kv_cache)
+    prefilled = _clock(decoder)
+    token_id = int(logits.argmax())
+    first = _clock(decoder)
+    for _ in range(bench.new_tokens):
+        token_id = int(decoder.forward([token_id], kv_cache).argmax())
+    decoded = _clock(decoder)
+    return {
+        "prefill": bench.prompt_tokens / (prefilled - began),
+        "decode": bench.new_tokens / (decoded - first),
+        "first_token": first - began,
+    }
+
+
+def _clock(decoder: Decoder) -> float:
+    if decoder.device.type == "cuda":
+        torch.cuda.synchronize(decoder.device)
+    return time.perf_counter()
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _result(
+    load: LoadOptions,
+    bench: BenchOptions,
+    decoder: Decoder,
+    quant: str,
+    weights_nbytes: int,
+    load_seconds: float,
+    runs: list[dict[str, float]],
+) -> Result:
+    on_gpu = decoder.device.type == "cuda"
+    config = decoder.config
+    tokens = bench.prompt_tokens + bench.new_tokens
+    return {
+        "model": f"random weights of {bench.synthetic}" if bench.synthetic else load.model,
+        "revision": load.revision,
+        "layers": config.num_hidden_layers,
+        "quant": quant,
+        "kernels": decoder.experts.kernels,
+        "device": torch.cuda.get_device_name(decoder.device) if on_gpu else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": load.dtype,
+        "torch": torch.__version__,
+        "prompt_tokens": bench.prompt_tokens,
+        "new_tokens": bench.new_tokens,
+        "runs": bench.runs,
+        "load_seconds": load_seconds,
+        "prefill": {"tokens_per_second": _spread([run["prefill"] for run in runs])},
+        "decode": {"tokens_per_second": _spread([run["decode"] for run in runs])},
+        "first_token_seconds": _spread([run["first_token"] for run in runs]),
+        "memory": {
+            "weights": weights_nbytes,
+            "kv_cache": tokens * config.kv_nbytes_per_token,
+            "host_peak": process_memory().peak_rss_nbytes,
+            "gpu_peak": torch.cuda.max_memory_allocated(decoder.device) if on_gpu else 0,
+        },
+        "experts": {"hit_rate": decoder.experts.hit_rate},
+    }
+
+
+def format_bench(result: Result) -> str:
+    """The result as a table for people."""
+    if "quality" in result:
+        return _format_quality(result)
+    head = (
+        f"{result['model']} · {result['layers']} layers · {result['quant']} · "
+        f"kernels {result['kernels']} · {result['dtype']}\n"
+        f"{result['device']} · {result['threads']} threads · torch {result['torch']} · "
+        f"{result['runs']} runs, median (min–max)"
+    )
+    memory = result["memory"]
+    prefill, decode = result["prefill"], result["decode"]
+    rows = [
+        ("prefill", f"{_shown(prefill['tokens_per_second'])} tok/s", result["prompt_tokens"]),
+        ("decode", f"{_shown(decode['tokens_per_second'])} tok/s", result["new_tokens"]),
+    ]
+    lines = [f"  {name:<12} {value}   ({count} tokens)" for name, value, count in rows]
+    lines.append(f"  {'first token':<12} {_shown(result['first_token_seconds'])} s")
+    sizes = f"weights {memory['weights'] / GIB:.2f} · host peak {memory['host_peak'] / GIB:.2f}"
+    if memory["gpu_peak"]:
+        sizes += f" · GPU peak {memory['gpu_peak'] / GIB:.2f}"
+    lines.append(f"  {'memory':<12} {sizes} GiB")
+    lines.append(
+        f"  {'hit rate':<12} {100 * result['experts']['hit_rate']:.1f} % of routed experts"
+    )
+    return "\n".join([head, "", *lines]) + "\n"
+
+
+def _shown(values: dict[str, float]) -> str:
+    digits = 3 if values["median"] < 1 else 2 if values["median"] < 100 else 0
+    median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low}–{high})"
+
+
+def _format_quality(result: Result) -> str:
+    lines = [
+        f"{result['model']} · {result['tokens']:,} tokens of {result['quality']} in windows of "
+        f"{result['window']}",
+        "",
+        f"  {'format':<8}{'GiB':>8}{'perplexity':>12}{'mean KL':>12}{'top-1':>9}",
+    ]
+    for name, row in result["formats"].items():
+        compared = (
+            f"{row['kl']:>12.5f}{100 * row['top1']:>8.2f}%" if "kl" in row else f"{'–':>12}{'–':>9}"
+        )
+        lines.append(f"  {name:<8}{row['weights'] / GIB:>8.3f}{row['perplexity']:>12.4f}{compared}")
+    return "\n".join(lines) + "\n"
