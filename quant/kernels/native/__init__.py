@@ -1,0 +1,16 @@
+"""Native kernels for CPUs: C++ behind a plain C interface, called through ctypes.
+
+``src/`` holds the C++, ``build.py`` compiles it, ``library.py`` loads it, ``buffers.py`` checks
+what is handed over, ``backend.py`` is the backend.
+"""
+
+from quant.kernels.native.backend import NativeBackend, num_threads, read_probe, set_num_threads
+from quant.kernels.native.threads import default_num_threads
+
+__all__ = [
+    "NativeBackend",
+    "default_num_threads",
+    "num_threads",
+    "read_probe",
+    "set_num_threads",
+]

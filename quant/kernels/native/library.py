@@ -1,0 +1,143 @@
+"""The compiled library: loading it, and its C interface as ctypes sees it (src/native.h)."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_float, c_int8, c_int32, c_int64, c_uint64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from quant.errors import QuantError
+from quant.kernels.native.build import LIBRARY
+from quant.kernels.native.threads import default_num_threads
+
+ABI = 1
+CODEBOOK, INT8 = 0, 1
+FLOAT32, BFLOAT16 = 0, 1
+
+MESSAGES = {
+    1: "the activations have values that are NaN or infinite; the weights may be damaged",
+    2: "there is no memory left for the native kernels' scratch",
+    3: "a block's largest weight does not fit float16; keep this model in bf16 or int8",
+    4: "one layer mixes int8 and 4-bit experts; quantize them all in one format",
+    5: "the native library does not hold this instruction set",
+}
+
+
+class Matrix(Structure):
+    """A weight; see src/native.h."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("absmax", c_void_p),
+        ("num_rows", c_int64),
+        ("num_cols", c_int64),
+        ("kind", c_int32),
+        ("unit", c_float),
+        ("levels", c_int8 * 16),
+    )
+
+
+class Expert(Structure):
+    """Two weights; see src/native.h."""
+
+    _fields_ = (("gate_up", Matrix), ("down", Matrix))
+
+
+class Layer(Structure):
+    """The arguments of one layer of experts; see src/native.h."""
+
+    _fields_ = (
+        ("hidden_states", c_void_p),
+        ("out", c_void_p),
+        ("topk_ids", c_void_p),
+        ("topk_weights", c_void_p),
+        ("experts", c_void_p),
+        ("shared", c_void_p),
+        ("num_tokens", c_int64),
+        ("hidden_size", c_int64),
+        ("num_experts_per_tok", c_int64),
+        ("num_experts", c_int64),
+        ("num_shared", c_int64),
+        ("dtype", c_int32),
+        ("path", c_int32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded library.
+
+    Attributes:
+        handle: Its functions; a call lets other Python threads run.
+        paths: Instruction sets that this CPU and this build have, fastest first.
+    """
+
+    handle: ctypes.CDLL
+    paths: tuple[str, ...]
+
+
+def open_library(path: Path) -> Library:
+    """Load a library from a file.
+
+    Raises:
+        OSError: If it cannot be loaded.
+        QuantError: If it was built from other sources than this package.
+    """
+    handle = ctypes.CDLL(str(path))
+    handle.native_abi.restype = c_int32
+    if handle.native_abi() != ABI:
+        raise QuantError(f"{path.name} is of another version; install the package again")
+    handle.native_path_name.argtypes = (c_int32,)
+    handle.native_path_name.restype = ctypes.c_char_p
+    handle.native_set_num_threads.argtypes = (c_int32,)
+    handle.native_set_num_threads.restype = None
+    handle.native_num_threads.restype = c_int32
+    handle.native_matmul.argtypes = (
+        *(c_int32, POINTER(Matrix), c_void_p),
+        *(c_int32, c_int64, c_void_p),
+    )
+    handle.native_layer.argtypes = (POINTER(Layer),)
+    handle.native_read.argtypes = (c_void_p, c_int64)
+    handle.native_read.restype = c_uint64
+    paths: list[str] = []
+    while name := handle.native_path_name(len(paths)):
+        paths.append(name.decode())
+    return Library(handle, tuple(paths))
+
+
+@cache
+def find_library() -> Library | str:
+    """The installed library with its threads set, or why there is none."""
+    if not LIBRARY.exists():
+        return (
+            "the native kernels were not compiled when this package was installed; "
+            "install a C++17 compiler (g++ or clang++) and then the package again"
+        )
+    try:
+        library = open_library(LIBRARY)
+    except (OSError, AttributeError, QuantError) as exc:
+        return f"the native kernels cannot be loaded: {exc}"
+    library.handle.native_set_num_threads(default_num_threads())
+    return library
+
+
+def library() -> Library:
+    """The installed library.
+
+    Raises:
+        QuantError: If there is none.
+    """
+    found = find_library()
+    if isinstance(found, str):
+        raise QuantError(found)
+    return found
+
+
+def check_status(status: int) -> None:
+    """Raise what a native call reported.
+
+    Raises:
+        QuantError: If the status is not 0.
+    """
+    if status:
+        raise QuantError(MESSAGES.get(status, f"the native kernels failed with status {status}"))

@@ -1,0 +1,132 @@
+// The exported functions, and the choice of instruction set.
+#include "jobs.h"
+
+namespace native {
+namespace {
+
+constexpr int32_t kAbi = 1;  // raise it with every change of native.h; library.py holds the same
+
+bool cpu_has_avx2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+bool cpu_has_avx512() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && cpu_has_avx2();
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+}  // namespace native
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace native {
+namespace {
+
+bool cpu_has_dotprod() {
+#if defined(__aarch64__) && defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kAsimdDp;
+#elif defined(__aarch64__) && defined(__APPLE__)
+  return true;  // every 64-bit Mac has it
+#else
+  return false;
+#endif
+}
+
+constexpr int kMaxPaths = 4;
+
+// Fastest first; index = the `path` of the calls.
+struct Paths {
+  const Kernels* found[kMaxPaths];
+  int num = 0;
+
+  Paths() {
+    if (cpu_has_avx512()) add(avx512_kernels());
+    if (cpu_has_avx2()) add(avx2_kernels());
+    if (cpu_has_dotprod()) add(neon_kernels());
+    add(portable_kernels());
+  }
+  void add(const Kernels* kernels) {
+    if (kernels) found[num++] = kernels;
+  }
+};
+
+const Paths& paths() {
+  static const Paths paths;
+  return paths;
+}
+
+const Kernels* kernels_of(int32_t path) {
+  if (path < 0) path = 0;
+  return path < paths().num ? paths().found[path] : nullptr;
+}
+
+struct ReadJob {
+  const Kernels* kernels;
+  const uint8_t* data;
+  int64_t nbytes;
+  std::atomic<uint64_t> sum{0};
+};
+
+constexpr int64_t kReadChunk = 1 << 18;
+
+void read_chunk(void* context, int64_t chunk, int) {
+  auto& job = *static_cast<ReadJob*>(context);
+  const int64_t begin = chunk * kReadChunk;
+  const int64_t rest = job.nbytes - begin;
+  job.sum ^= job.kernels->read(job.data + begin, rest < kReadChunk ? rest : kReadChunk);
+}
+
+}  // namespace
+}  // namespace native
+
+using namespace native;
+
+NATIVE_API int32_t native_abi() { return kAbi; }
+
+// Name of an instruction set by index, fastest first; null past the last.
+NATIVE_API const char* native_path_name(int32_t path) {
+  return path >= 0 && path < paths().num ? paths().found[path]->name : nullptr;
+}
+
+NATIVE_API void native_set_num_threads(int32_t num_threads) {
+  Pool::instance().set_num_threads(num_threads);
+}
+
+NATIVE_API int32_t native_num_threads() { return Pool::instance().num_threads(); }
+
+NATIVE_API int32_t native_matmul(int32_t path, const Matrix* weight, const void* hidden_states,
+                                 int32_t dtype, int64_t num_tokens, void* out) {
+  const Kernels* kernels = kernels_of(path);
+  if (!kernels) return kUnknownPath;
+  return run_matmul(*kernels, *weight, hidden_states, dtype, num_tokens, out);
+}
+
+NATIVE_API int32_t native_layer(const Layer* layer) {
+  const Kernels* kernels = kernels_of(layer->path);
+  if (!kernels) return kUnknownPath;
+  return run_layer(*kernels, *layer);
+}
+
+// Reads a buffer once on all threads: what memory gives, to hold the products against.
+NATIVE_API uint64_t native_read(const void* data, int64_t nbytes) {
+  Pool& pool = Pool::instance();
+  std::lock_guard<std::mutex> lock(pool.guard());
+  ReadJob job{kernels_of(-1), static_cast<const uint8_t*>(data), nbytes};
+  const Phase phase{(nbytes + kReadChunk - 1) / kReadChunk, read_chunk, &job};
+  pool.run(&phase, 1);
+  return job.sum;
+}

@@ -1,0 +1,23 @@
+// The two jobs of the library: a product with one weight, and a layer of experts.
+#pragma once
+#include "kernels.h"
+#include "native.h"
+#include "pool.h"
+#include "products.h"
+
+namespace native {
+
+// Both hold the pool's guard while they run, and share one arena.
+Status run_matmul(const Kernels& kernels, const Matrix& weight, const void* hidden_states,
+                  int32_t dtype, int64_t num_tokens, void* out);
+Status run_layer(const Kernels& kernels, const Layer& layer);
+
+Arena& shared_arena();
+
+// Rows that one chunk of work covers: enough chunks to share evenly, long enough to stream.
+int64_t chunk_rows(int64_t num_rows, int num_threads);
+
+// Tokens that one chunk of the quantizing phase covers.
+constexpr int64_t kTokensPerChunk = 8;
+
+}  // namespace native

@@ -1,0 +1,56 @@
+// What one instruction set provides: a table of functions, filled once per translation unit.
+#pragma once
+#include <cstdint>
+
+namespace native {
+
+constexpr int64_t kBlock = 64;       // weights that share a scale, and activations that do
+constexpr int64_t kGroup = 16;       // output rows interleaved in a codebook weight
+constexpr int64_t kWideRows = 32;    // rows unpacked at a time for products with many tokens
+
+// One token's activations, quantized to int8 with a scale a block of 64. For codebook weights the
+// codes of every 8 are ordered 0 2 4 6 1 3 5 7, as the low and high nibbles of a byte come apart.
+struct Token {
+  const int8_t* codes;     // [num_blocks · 64], zeros behind the last column
+  const float* scales;     // [num_blocks]
+  const int32_t* offsets;  // [num_blocks], −128 · Σ codes: undoes weights stored as code + 128
+};
+
+// Results are float32 [n, ld]; ld and the rows written are padded to a multiple of 16.
+struct Kernels {
+  const char* name;
+  int64_t max_direct_packed;  // up to so many tokens unpacking in registers is faster
+  int64_t max_direct_int8;
+
+  // One token. Returns false if a value is NaN or infinite; its block is then zeros.
+  bool (*quantize)(const float* x, int64_t num_cols, bool split, int8_t* codes, float* scales,
+                   int32_t* offsets);
+  void (*widen)(const uint16_t* bf16, int64_t n, float* out);
+  void (*narrow)(const float* x, int64_t n, uint16_t* bf16);
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);
+  void (*add_scaled)(const float* x, float weight, int64_t n, float* sum);
+
+  void (*packed_rows)(const uint8_t* codes, const uint16_t* absmax, const int8_t* levels,
+                      float unit, int64_t num_blocks, int64_t num_groups, const Token* tokens,
+                      int64_t n, float* out, int64_t ld);
+  void (*int8_rows)(const int8_t* codes, const float* absmax, float unit, int64_t num_cols,
+                    int64_t num_rows, const Token* tokens, int64_t n, float* out, int64_t ld);
+
+  // Unpacks groups of 16 rows to int8 [num_blocks · 16, 16, 4] with float scales [num_blocks, 16].
+  void (*expand_packed)(const uint8_t* codes, const uint16_t* absmax, const int8_t* levels,
+                        int64_t num_blocks, int64_t num_groups, int8_t* wide, float* scales);
+  void (*expand_int8)(const int8_t* codes, const float* absmax, int64_t num_cols, int64_t num_rows,
+                      int8_t* wide, float* scales);
+  void (*wide_rows)(const int8_t* wide, const float* scales, float unit, int64_t num_blocks,
+                    int64_t num_groups, const Token* tokens, int64_t n, float* out, int64_t ld);
+
+  uint64_t (*read)(const uint8_t* data, int64_t nbytes);
+};
+
+// Null where the compiler or the target has no such instructions.
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+
+}  // namespace native

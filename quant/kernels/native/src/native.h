@@ -1,0 +1,61 @@
+// The C interface of the native kernels. Mirrored field by field in ../library.py.
+//
+// Every buffer is checked by the caller (../checks.py): this code trusts shapes and pointers, and
+// reports only what the data itself can do wrong, as a status.
+#pragma once
+#include <cstdint>
+
+#if defined(_WIN32)
+#define NATIVE_API extern "C" __declspec(dllexport)
+#else
+#define NATIVE_API extern "C" __attribute__((visibility("default")))
+#endif
+
+enum Status : int32_t {
+  kOk = 0,
+  kNotFinite = 1,    // an activation is NaN or infinite
+  kNoMemory = 2,     // scratch could not be allocated
+  kTooLarge = 3,     // a weight's scale does not fit float16
+  kMixedKinds = 4,   // one layer mixes codebook and int8 weights in one place
+  kUnknownPath = 5,  // the asked-for instruction set is not in this library or this CPU
+};
+
+enum Kind : int32_t { kCodebook = 0, kInt8 = 1 };
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// A quantized weight [num_rows, num_cols].
+// kCodebook: codes int32 [rows/16, cols/64, 8, 16] (word (t, r), nibble j = code k 8t+j of row r),
+//            absmax float16 [rows/16, cols/64, 16]; value = levels[code] · unit · absmax.
+// kInt8:     codes int8 [rows, cols], absmax float32 [rows]; value = code · unit · absmax.
+struct Matrix {
+  const void* codes;
+  const void* absmax;
+  int64_t num_rows;
+  int64_t num_cols;
+  int32_t kind;
+  float unit;
+  int8_t levels[16];
+};
+
+struct Expert {
+  Matrix gate_up;  // [2I, H], the gate's rows first
+  Matrix down;     // [H, I]
+};
+
+// One layer of experts. `shared` experts serve every token with weight 1; they are further slots
+// of the same parallel region.
+struct Layer {
+  const void* hidden_states;     // [num_tokens, hidden_size] of dtype
+  void* out;                     // the same shape and dtype
+  const int64_t* topk_ids;       // [num_tokens, num_experts_per_tok]
+  const float* topk_weights;     // likewise
+  const Expert* const* experts;  // by id; null where no token chose it
+  const Expert* const* shared;
+  int64_t num_tokens;
+  int64_t hidden_size;
+  int64_t num_experts_per_tok;
+  int64_t num_experts;
+  int64_t num_shared;
+  int32_t dtype;
+  int32_t path;  // index of the instruction set, −1 for the best
+};
