@@ -1,0 +1,194 @@
+"""The engine on the built-in model: events, counts, the KV cache between turns, stopping."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from erniechat.chat.conversation import Message
+from erniechat.engine import Engine
+from erniechat.errors import ContextLengthError, UsageError
+from erniechat.events import (
+    Progress,
+    StreamEvent,
+    TextDelta,
+    ThinkingDelta,
+    ToolCall,
+    TurnEnd,
+)
+from erniechat.options import LoadOptions, SamplingOptions
+from tests.engines import load_mini
+
+GREEDY = SamplingOptions(temperature=0)
+SUM = [Message("user", "What is 17 + 25?")]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Name of the city"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable)))
+        yield load_mini("bf16", dtype="float32")
+
+
+def joined(events: list[StreamEvent], kind: type[TextDelta] | type[ThinkingDelta]) -> str:
+    return "".join(event.text for event in events if isinstance(event, kind))
+
+
+def last(events: list[StreamEvent]) -> TurnEnd:
+    end = events[-1]
+    assert isinstance(end, TurnEnd)
+    return end
+
+
+def test_a_reply_is_thinking_then_the_answer_then_the_end(engine: Engine) -> None:
+    events = list(engine.stream_reply(SUM, GREEDY))
+    assert joined(events, TextDelta) == "17 + 25 = 42"
+    assert "carry 1" in joined(events, ThinkingDelta)
+    assert last(events).finish_reason == "stop"
+    order = [type(event) for event in events if not isinstance(event, Progress)]
+    assert order == sorted(order, key=[ThinkingDelta, TextDelta, TurnEnd].index)
+
+
+def test_no_tag_reaches_the_reader(engine: Engine) -> None:
+    events = list(engine.stream_reply(SUM, GREEDY))
+    text = joined(events, TextDelta) + joined(events, ThinkingDelta)
+    assert "<" not in text
+
+
+def test_usage_counts_every_token(engine: Engine) -> None:
+    usage = last(list(engine.stream_reply(SUM, GREEDY))).usage
+    prompt = engine.render_prompt(SUM)
+    assert usage.prompt == engine.count_tokens(prompt)
+    # answer: <response>, newline, its text, newline, </response>, newline, <|im_end|>
+    assert usage.answer >= engine.count_tokens("17 + 25 = 42") + 6
+    assert usage.thinking > 10
+
+
+def test_with_thinking_off_there_is_only_an_answer(engine: Engine) -> None:
+    events = list(engine.stream_reply(SUM, GREEDY, think="off"))
+    assert joined(events, ThinkingDelta) == ""
+    assert joined(events, TextDelta)
+    assert last(events).usage.thinking == 0
+
+
+def test_the_second_turn_reuses_the_prefix_and_answers_as_if_it_had_not(engine: Engine) -> None:
+    first = list(engine.stream_reply(SUM, GREEDY))
+    turns = [
+        *SUM,
+        Message("assistant", joined(first, TextDelta), thoughts=joined(first, ThinkingDelta)),
+        Message("user", "And what is 8 + 9?"),
+    ]
+    reused = list(engine.stream_reply(turns, GREEDY))
+    assert last(reused).usage.cached > engine.count_tokens(SUM[0].content)
+    list(engine.stream_completion("something else entirely", SamplingOptions(max_tokens=2)))
+    fresh = list(engine.stream_reply(turns, GREEDY))
+    assert last(fresh).usage.cached < 5
+    assert joined(reused, TextDelta) == joined(fresh, TextDelta)
+    assert joined(reused, ThinkingDelta) == joined(fresh, ThinkingDelta)
+
+
+def test_past_thoughts_leave_the_prompt(engine: Engine) -> None:
+    turns = [*SUM, Message("assistant", "42", thoughts="SECRET"), Message("user", "Thanks")]
+    assert "SECRET" not in engine.render_prompt(turns)
+
+
+def test_a_seed_repeats_a_sampled_reply(engine: Engine) -> None:
+    sampling = SamplingOptions(temperature=1.5, seed=11, max_tokens=30)
+    replies = [list(engine.stream_reply(SUM, sampling)) for _ in range(2)]
+    assert joined(replies[0], ThinkingDelta) == joined(replies[1], ThinkingDelta)
+    assert last(replies[0]).seed == 11
+
+
+def test_without_a_seed_the_one_used_is_told(engine: Engine) -> None:
+    sampling = SamplingOptions(temperature=1.5, max_tokens=20)
+    reply = list(engine.stream_reply(SUM, sampling))
+    again = SamplingOptions(temperature=1.5, max_tokens=20, seed=last(reply).seed)
+    assert joined(list(engine.stream_reply(SUM, again)), ThinkingDelta) == joined(
+        reply, ThinkingDelta
+    )
+
+
+def test_max_tokens_ends_with_length(engine: Engine) -> None:
+    end = last(list(engine.stream_reply(SUM, SamplingOptions(temperature=0, max_tokens=5))))
+    assert end.finish_reason == "length"
+    assert end.usage.thinking + end.usage.answer == 5
+
+
+def test_cancel_ends_the_reply_after_the_current_token(engine: Engine) -> None:
+    events: list[StreamEvent] = []
+    for event in engine.stream_reply(SUM, GREEDY):
+        events.append(event)
+        if isinstance(event, ThinkingDelta):
+            engine.cancel()
+    assert last(events).finish_reason == "cancelled"
+    assert last(events).usage.thinking < 10
+    assert last(list(engine.stream_reply(SUM, GREEDY))).finish_reason == "stop"
+
+
+def test_a_tool_call_is_an_event_and_the_reason_to_stop(engine: Engine) -> None:
+    question = [Message("user", "What is the weather in Paris?")]
+    events = list(engine.stream_reply(question, GREEDY, tools=[WEATHER]))
+    (call,) = [event for event in events if isinstance(event, ToolCall)]
+    assert call.name == "get_weather"
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    assert last(events).finish_reason == "tool_calls"
+
+
+def test_a_prompt_longer_than_the_context_is_refused(engine: Engine) -> None:
+    long = [Message("user", "word " * 5000)]
+    with pytest.raises(ContextLengthError, match=r"tokens, the context holds 4,096"):
+        list(engine.stream_reply(long, GREEDY))
+
+
+def test_raw_text_is_continued_without_a_template(engine: Engine) -> None:
+    events = list(engine.stream_completion("17 + 25", SamplingOptions(temperature=0, max_tokens=8)))
+    assert joined(events, TextDelta)
+    assert last(events).usage.prompt == engine.count_tokens("17 + 25")
+
+
+def test_an_empty_raw_prompt_is_refused(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        engine.stream_completion("", GREEDY)
+
+
+def test_memory_is_counted(engine: Engine) -> None:
+    memory = engine.memory()
+    # 15,167,744 parameters: bf16, and the router's 7 × (32 · 256 + 32) in float32
+    assert memory.weights_nbytes == pytest.approx(2 * 15_167_744 + 2 * 7 * 8224, abs=20_000)
+    assert memory.host_peak_nbytes >= memory.host_nbytes > memory.weights_nbytes
+
+
+def test_closing_adds_the_routing_counts_to_the_profile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for expected_files in (1, 1):
+        other = load_mini("int8")
+        end = last(list(other.stream_reply(SUM, SamplingOptions(temperature=0, max_tokens=6))))
+        computed = end.usage.prompt + end.usage.thinking + end.usage.answer - 1
+        counts = other.decoder.experts.counts
+        assert counts[0].sum() == 0  # layer 0 is dense
+        assert counts[1:].sum(-1).tolist() == [4 * computed] * 7
+        other.close()
+        other.close()
+        assert len(list((tmp_path / "state").rglob("*.json"))) == expected_files
+
+
+def test_options_of_the_checkpoint_apply_where_none_are_given(engine: Engine) -> None:
+    assert engine.info.defaults.temperature == 0  # do_sample is false in its generation_config
+    assert LoadOptions().quant == "auto"
