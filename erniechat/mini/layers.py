@@ -4,6 +4,7 @@ The maths is that of transformers' Ernie4_5_MoeForCausalLM; evaluate.py compares
 the second implementation, independent of the engine, and stays a training tool.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: ``[..., head_dim / 2]``.
         sin: ``[..., head_dim / 2]``.
     """
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1)
     return rotated.flatten(-2).to(x.dtype)
@@ -62,12 +63,11 @@ def causal_in_documents(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest
         )[0]
         return attended
     parts = []
-    ends = starts.tolist()
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
+    for begin, end in pairwise(starts.tolist()):
         if end > begin:
             # [1, num_heads, length, head_dim]
-            document = (t[None, begin:end].transpose(1, 2) for t in (q, k, v))
-            y = F.scaled_dot_product_attention(*document, is_causal=True)
+            one_q, one_k, one_v = (t[None, begin:end].transpose(1, 2) for t in (q, k, v))
+            y = F.scaled_dot_product_attention(one_q, one_k, one_v, is_causal=True)
             parts.append(y[0].transpose(0, 1))
     return torch.cat(parts)
 
@@ -89,9 +89,9 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[..., heads, head_dim]``, the first two rotated."""
-        q = linear(x, self.q_proj).unflatten(-1, (self.num_heads, self.head_dim))
-        k = linear(x, self.k_proj).unflatten(-1, (self.num_key_value_heads, self.head_dim))
-        v = linear(x, self.v_proj).unflatten(-1, (self.num_key_value_heads, self.head_dim))
+        q = linear(x, self.q_proj).view(*x.shape[:-1], self.num_heads, self.head_dim)
+        k = linear(x, self.k_proj).view(*x.shape[:-1], self.num_key_value_heads, self.head_dim)
+        v = linear(x, self.v_proj).view(*x.shape[:-1], self.num_key_value_heads, self.head_dim)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
@@ -151,7 +151,7 @@ class MoE(nn.Module):
         weights = self.route(x)
         gate, up = self.expert_gate.flatten(0, 1), self.expert_up.flatten(0, 1)
         y = F.silu(linear(x, gate)) * linear(x, up)  # [..., num_experts * expert_size]
-        y = y.unflatten(-1, (weights.shape[-1], -1)) * weights.to(x.dtype)[..., None]
+        y = y.view(*weights.shape, -1) * weights.to(x.dtype)[..., None]
         down = self.expert_down.transpose(0, 1).flatten(1)  # [hidden_size, experts * expert_size]
         load = (weights > 0).flatten(0, -2).sum(0)
         return linear(y.flatten(-2), down) + self.shared(x), load

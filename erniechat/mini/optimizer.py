@@ -15,15 +15,16 @@ def orthogonalize(gradient: Tensor, num_steps: int = 5) -> Tensor:
     Newton-Schulz iteration, in bfloat16 on a GPU. Source: Jordan et al., "Muon: an optimizer for
     hidden layers in neural networks", 2024.
     """
-    x = gradient.bfloat16() if gradient.is_cuda else gradient.float()
+    x: Tensor = gradient.bfloat16() if gradient.is_cuda else gradient.float()
     tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x.transpose(1, 2) if tall else x
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x = x / (norm + 1e-7)
     first, third, fifth = NEWTON_SCHULZ
     for _ in range(num_steps):
-        gram = x @ x.mT
+        gram = x @ x.transpose(1, 2)
         x = first * x + (third * gram + fifth * (gram @ gram)) @ x
-    return x.mT if tall else x
+    return x.transpose(1, 2) if tall else x
 
 
 class Muon:
@@ -68,5 +69,6 @@ class Muon:
                 part.view_as(parameter).to(parameter.dtype)
                 for part, parameter in zip(update.split(sizes), group, strict=True)
             ]
-            torch._foreach_mul_(group, 1 - learning_rate * self.decay)
-            torch._foreach_add_(group, updates, alpha=-learning_rate)
+            tensors: list[Tensor] = [*group]
+            torch._foreach_mul_(tensors, 1 - learning_rate * self.decay)
+            torch._foreach_add_(tensors, updates, alpha=-learning_rate)

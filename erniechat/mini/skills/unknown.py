@@ -28,7 +28,7 @@ def _unknown_word(rng: Random, facts: Facts) -> Sample | None:
 
 def _word_of(rng: Random, facts: Facts, part_of_speech: str) -> str:
     while True:
-        word = rng.choice(facts.dictionary_words)
+        word: str = rng.choice(facts.dictionary_words)
         if facts.dictionary[word][0] == part_of_speech:
             return word
 
@@ -37,8 +37,8 @@ def _unused_symbol(rng: Random, facts: Facts) -> str:
     """One or two letters that are no element's symbol."""
     symbols: set[str] = {element["symbol"] for element in facts.elements}
     while True:
-        first = rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        symbol = first + rng.choice(["", *"abcdefghijklmnopqrstuvwxyz"])
+        symbol: str = rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        symbol += rng.choice(["", *"abcdefghijklmnopqrstuvwxyz"])
         if symbol not in symbols:
             return symbol
 
