@@ -70,7 +70,7 @@ class Decoder:
     def forward(
         self, input_ids: list[int], kv_cache: KVCache, *, all_logits: bool = False
     ) -> Tensor:
-        """Read tokens after those in the cache.
+        """Read tokens after those in the cache; if that fails, the cache is as it was before.
 
         Args:
             input_ids: The new tokens.
@@ -82,6 +82,15 @@ class Decoder:
         """
         begin = len(kv_cache)
         kv_cache.append_tokens(input_ids)
+        try:
+            return self._read(input_ids, begin, kv_cache, all_logits)
+        except BaseException:  # Ctrl-C too: later layers have no keys of these tokens
+            kv_cache.forget_from(begin)
+            raise
+
+    def _read(
+        self, input_ids: list[int], begin: int, kv_cache: KVCache, all_logits: bool
+    ) -> Tensor:
         ids = torch.tensor(input_ids, dtype=torch.int64, device=self.device)
         positions = torch.arange(begin, begin + len(input_ids), device=self.device)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)

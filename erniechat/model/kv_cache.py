@@ -58,8 +58,12 @@ class KVCache:
             if held != wanted:
                 break
             length += 1
-        del self.token_ids[length:]
+        self.forget_from(length)
         return length
+
+    def forget_from(self, length: int) -> None:
+        """Forget all but the first tokens."""
+        del self.token_ids[length:]
 
     def append_tokens(self, input_ids: Sequence[int]) -> None:
         """Make room for tokens whose keys and values `store` then brings.
