@@ -218,7 +218,7 @@ def _weights(plan: Plan, options: LoadOptions, report: Report | None, warn: Warn
     if not options.copy:
         return _convert_to_memory(plan, progress)
     folder = copy_folder(plan, options.model)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return QuantizedCopy(folder)
     try:
         with CopyWriter(folder, {"model": options.model, "quant": plan.quant}) as writer:
