@@ -109,6 +109,12 @@ def test_int8_of_zeros_is_zeros():
     assert FORMATS["int8"].dequantize(quantized, torch.float32).count_nonzero() == 0
 
 
+def test_int8_weights_too_small_for_a_scale_shrink_and_never_grow():
+    weight = torch.tensor([[1e-37, -3e-38, 0.0]])  # 127 / 1e-37 is beyond float32
+    back = FORMATS["int8"].dequantize(FORMATS["int8"].quantize(weight), torch.float32)
+    assert (back.abs() <= weight.abs()).all()
+
+
 def test_x16_puts_code_64b_8t_j_of_row_16g_r_into_nibble_j_of_word_t_r():
     out_features, in_features = 48, 192
     codes = torch.randint(0, 16, (out_features, in_features), generator=generator()).byte()
