@@ -1,7 +1,10 @@
 """Arguments in, exit status out; joins a backend to a front-end, and reads the environment.
 
-Heavy modules are imported inside functions, so that --help needs neither torch nor rich.
+What only some runs need is imported inside functions: --help takes a tenth of a second and needs
+neither torch nor rich.
 """
+
+from __future__ import annotations
 
 import io
 import json
@@ -11,28 +14,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from erniechat.backend import ChatBackend
-from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.errors import UsageError
-from erniechat.events import Progress
 from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
 from erniechat.ui.arguments import Arguments, parse_arguments, version_line
 from erniechat.ui.failure import report_failure, silence
-from erniechat.ui.inputs import (
-    WAIT_NOTICE,
-    WAIT_NOTICE_SECONDS,
-    StdinReader,
-    join_prompt,
-    read_system,
-    read_tools,
-)
-from erniechat.ui.progress import LoadProgress
 from erniechat.ui.settings import BUILT_IN, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
 from erniechat.ui.terminal import AnswerStream, Terminal
-from erniechat.ui.worker import Task, Worker
+
+if TYPE_CHECKING:
+    from erniechat.backend import ChatBackend
+    from erniechat.chat.conversation import Message, ThinkMode
+    from erniechat.events import Progress
+    from erniechat.ui.inputs import StdinReader
+    from erniechat.ui.progress import LoadProgress
+    from erniechat.ui.worker import Task, Worker
+
+    LoadEngine = Callable[
+        [LoadOptions, Callable[[Progress], None], Callable[[str], None]], ChatBackend
+    ]
 
 REAL_MODEL_NOTICE = (
     "this is mini, the small built-in model; the real one:"
@@ -61,10 +63,12 @@ class PromptTools(Protocol):
         ...
 
 
-def _load_engine(options: LoadOptions, progress: Callable[[Progress], None] | None) -> ChatBackend:
+def _load_engine(
+    options: LoadOptions, progress: Callable[[Progress], None], warn: Callable[[str], None]
+) -> ChatBackend:
     from erniechat.loader import load_engine
 
-    return load_engine(options, progress)
+    return load_engine(options, progress, warn)
 
 
 def _load_prompt_tools(options: LoadOptions) -> PromptTools:
@@ -91,9 +95,7 @@ def _format_bench(result: dict[str, Any]) -> str:
 class Services:
     """What the command line calls to get work done; tests put fakes in."""
 
-    load_engine: Callable[[LoadOptions, Callable[[Progress], None] | None], ChatBackend] = (
-        _load_engine
-    )
+    load_engine: LoadEngine = _load_engine
     load_prompt_tools: Callable[[LoadOptions], PromptTools] = _load_prompt_tools
     run_bench: Callable[[LoadOptions, BenchOptions, Callable[[str], None]], dict[str, Any]] = (
         _run_bench
@@ -138,8 +140,11 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         return 141
     except Exception as exc:
         as_json = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
-        debug = bool(os.environ.get("ERNIECHAT_DEBUG"))
-        return report_failure(exc, terminal, as_json=as_json, debug=debug)
+        return report_failure(exc, terminal, as_json=as_json, debug=_debug())
+
+
+def _debug() -> bool:
+    return bool(os.environ.get("ERNIECHAT_DEBUG"))
 
 
 def _stdout() -> TextIO:
@@ -177,10 +182,13 @@ def _print(terminal: Terminal, text: str) -> int:
 @contextmanager
 def _engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]:
     """Within: the model loads, then runs, on a thread of its own; at the end it is closed."""
+    from erniechat.ui.progress import LoadProgress
+    from erniechat.ui.worker import Worker
+
     options = job.settings.load
     progress = LoadProgress(job.terminal, options.model)
     worker = Worker()
-    load = worker.submit(lambda: job.services.load_engine(options, progress))
+    load = worker.submit(lambda: job.services.load_engine(options, progress, progress.warn))
     patience = CLOSE_SECONDS
     try:
         yield worker, load, progress
@@ -191,6 +199,7 @@ def _engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]
         if load.done and not load.failed:
             worker.submit(load.result().close)
         worker.finish(patience if load.done else 0)
+        progress.say_warnings()
 
 
 def _stdin_reader(job: Job) -> StdinReader | None:
@@ -199,6 +208,8 @@ def _stdin_reader(job: Job) -> StdinReader | None:
     Raises:
         UsageError: If there is nothing to answer, before anything is loaded.
     """
+    from erniechat.ui.inputs import StdinReader
+
     if not job.arguments.no_stdin and not job.terminal.stdin_is_tty and sys.stdin is not None:
         return StdinReader(sys.stdin.fileno())
     if job.arguments.prompt == "-":
@@ -207,7 +218,16 @@ def _stdin_reader(job: Job) -> StdinReader | None:
     return None
 
 
+def _read_files(arguments: Arguments) -> tuple[str | None, tuple[dict[str, Any], ...]]:
+    """The system prompt and the tools."""
+    from erniechat.ui.inputs import read_system, read_tools
+
+    return read_system(arguments.system), read_tools(arguments.tools)
+
+
 def _join(job: Job, stdin: str = "") -> str:
+    from erniechat.ui.inputs import join_prompt
+
     return join_prompt(stdin, job.arguments.prompt, job.arguments.text)
 
 
@@ -220,6 +240,8 @@ def _read_prompt(
         UsageError: If it is empty, or stdin is not text.
         ErnieChatError: If loading failed.
     """
+    from erniechat.ui.inputs import WAIT_NOTICE, WAIT_NOTICE_SECONDS
+
     prompt = None if reader else _join(job)
     noticed = False
     while prompt is None or not load.done:
@@ -242,10 +264,11 @@ def _oneshot(job: Job) -> int:
     from erniechat.ui.oneshot import Request, run_oneshot
 
     arguments, settings = job.arguments, job.settings
-    system, tools = read_system(arguments.system), read_tools(arguments.tools)
+    system, tools = _read_files(arguments)
     reader = _stdin_reader(job)
     with _engine(job) as (worker, load, progress):
         prompt = _read_prompt(job, reader, load, progress.draw)
+        progress.say_warnings()
         if job.notice:
             job.terminal.note(job.notice)
         request = Request(
@@ -266,9 +289,10 @@ def _oneshot(job: Job) -> int:
 def _dry_run(job: Job) -> int:
     """Print the exact prompt on stdout and its token count on stderr; both in one with --json."""
     from erniechat.ui.oneshot import Request
+    from erniechat.ui.worker import Task
 
     arguments = job.arguments
-    system, tools = read_system(arguments.system), read_tools(arguments.tools)
+    system, tools = _read_files(arguments)
     reader = _stdin_reader(job)
     load = Task(lambda: job.services.load_prompt_tools(job.settings.load))
     load.run()
@@ -298,12 +322,12 @@ def _repl(job: Job) -> int:
     arguments = job.arguments
     if not job.terminal.stdout_is_tty:
         raise UsageError("no prompt, and stdout is no terminal to chat on", 'give -p "TEXT"')
-    system, tools = read_system(arguments.system), read_tools(arguments.tools)
+    system, tools = _read_files(arguments)
     job.terminal.live.show(f"loading {job.settings.load.model}")  # before the imports below
     with _engine(job) as (worker, load, progress):
         from erniechat.ui.repl import ChatSetup, chat
 
-        setup = ChatSetup(job.settings, system, tools, arguments.raw, job.notice)
+        setup = ChatSetup(job.settings, system, tools, arguments.raw, job.notice, _debug())
         return chat(job.terminal, worker, load, progress, setup)
 
 

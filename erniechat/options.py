@@ -170,6 +170,11 @@ class Option:
         Raises:
             UsageError: With the source, the value and the rule.
         """
+        if self.breaks_rule(value):
+            raise UsageError(f'{source or self.flag} must be {self.rule}, got "{value}"')
+
+    def breaks_rule(self, value: Any) -> bool:
+        """Whether the rule forbids a value of the option's type."""
         spec = self.spec
         wrong = bool(spec.choices) and value not in spec.choices
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -177,8 +182,7 @@ class Option:
             wrong = wrong or (spec.low is not None and value < spec.low)
             wrong = wrong or (spec.high is not None and value > spec.high)
             wrong = wrong or (spec.above is not None and value <= spec.above)
-        if wrong:
-            raise UsageError(f'{source or self.flag} must be {self.rule}, got "{value}"')
+        return wrong
 
     def parse(self, text: str, source: str = "") -> Any:
         """The value that a text stands for.
@@ -200,9 +204,8 @@ class Option:
                 value = self.type(text)
             except ValueError:
                 value = None
-        if value is None:
+        if value is None or self.breaks_rule(value):
             raise UsageError(f'{source or self.flag} must be {self.rule}, got "{text}"')
-        self.check(value, source)
         return value
 
 

@@ -1,7 +1,6 @@
 """The command line: parser, help page, and what a wrong flag is answered with."""
 
 import argparse
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,6 +193,8 @@ def _flags_of(parser: _Parser) -> list[str]:
 
 def unknown_flag(word: str, flags: Sequence[str]) -> UsageError:
     """The error for a flag that there is none of: the nearest one, or the full names."""
+    import difflib  # only for an error, and it costs --help time
+
     word = word.split("=")[0]
     full = [flag for flag in flags if flag.startswith(word) and word.startswith("--")]
     if full and len(word) > 2:

@@ -10,6 +10,11 @@ from erniechat.ui.terminal import Terminal
 from erniechat.ui.text import one_line, visible
 
 
+def describe(exc: Exception) -> str:
+    """A bug in one line."""
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+
+
 def error_code(exc: Exception) -> str:
     """The kind of an error as a word: UsageError is ``usage``, a bug ``internal``."""
     if not isinstance(exc, ErnieChatError):
@@ -32,7 +37,7 @@ def report_failure(exc: Exception, terminal: Terminal, *, as_json: bool, debug: 
     if isinstance(exc, ErnieChatError):
         message, hint = exc.message, exc.hint
     else:
-        message = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+        message = describe(exc)
     terminal.live.wipe()
     if debug:
         import traceback

@@ -1,6 +1,7 @@
 """Progress in words, and the load's progress carried from the engine's thread to the screen."""
 
 import time
+from collections import deque
 
 from erniechat.events import Progress
 from erniechat.ui.terminal import Terminal
@@ -35,10 +36,20 @@ class LoadProgress:
         self._latest: Progress | None = None
         self._told_at = time.monotonic()
         self._told = ("", -1)
+        self._warnings: deque[str] = deque()
 
     def __call__(self, progress: Progress) -> None:
         """Keep the newest state."""
         self._latest = progress
+
+    def warn(self, text: str) -> None:
+        """Keep a warning until the main thread says it."""
+        self._warnings.append(text)
+
+    def say_warnings(self) -> None:
+        """Say what did not work and is not needed."""
+        while self._warnings:
+            self._terminal.note(self._warnings.popleft())
 
     @property
     def text(self) -> str:

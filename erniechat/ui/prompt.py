@@ -184,6 +184,7 @@ class PlainPrompt:
         self._screen.console.file.flush()
         line = sys.stdin.readline()
         if not line:
+            self._screen.line()
             raise EOFError
         return line.rstrip("\n")
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from erniechat.backend import ChatBackend
 from erniechat.errors import ErnieChatError
 from erniechat.events import TurnEnd
 from erniechat.ui.commands import literal, parse_line, run_command
+from erniechat.ui.failure import describe
 from erniechat.ui.keys import KeyWatch
 from erniechat.ui.oneshot import NO_TEMPLATE_NOTICE, length_note
 from erniechat.ui.progress import LoadProgress
@@ -37,6 +39,7 @@ class ChatSetup:
     tools: tuple[dict[str, Any], ...] = ()
     raw: bool = False
     notice: str = ""
+    debug: bool = False
 
 
 def chat(
@@ -58,10 +61,11 @@ def chat(
     terminal.live.wipe()
     wait_for_load(load, progress, prompt.watch(), screen)
     backend = load.result()
+    progress.say_warnings()
     raw = setup.raw or not backend.info.has_chat_template
     session = Session(backend, setup.settings, screen, setup.system, setup.tools, raw)
     sessions.append(session)
-    return Repl(session, worker, prompt).run(setup.notice)
+    return Repl(session, worker, prompt, debug=setup.debug).run(setup.notice)
 
 
 def wait_for_load(
@@ -88,9 +92,13 @@ class Repl:
         session: The state.
         worker: The thread that the model runs on.
         prompt: The keyboard.
+        debug: Whether a bug in a turn is shown with its traceback.
     """
 
-    def __init__(self, session: Session, worker: Worker, prompt: Prompt) -> None:
+    def __init__(
+        self, session: Session, worker: Worker, prompt: Prompt, *, debug: bool = False
+    ) -> None:
+        self._debug = debug
         self._session = session
         self._screen = session.screen
         self._worker = worker
@@ -131,8 +139,10 @@ class Repl:
         if self._screen.quiet:
             return
         self._screen.line(" · ".join(parts), style="bold")
-        stops = "Esc stops an answer" if self._screen.moves_cursor else "Ctrl-C stops an answer"
-        self._screen.note(f"/help lists commands · Alt-Enter new line · {stops} · Ctrl-D leaves")
+        keys = "Alt-Enter new line · Esc stops an answer"
+        if not self._screen.moves_cursor:
+            keys = "\\ Enter new line · Ctrl-C stops an answer"
+        self._screen.note(f"/help lists commands · {keys} · Ctrl-D leaves")
         if notice:
             self._screen.note(notice)
         if self._session.raw:
@@ -184,7 +194,9 @@ class Repl:
         try:
             self._draw(reply, view)
             reply.check()
-        except ErnieChatError as exc:
+        except EOFError:
+            raise
+        except Exception as exc:
             self._fail(view, text, exc)
             return
         view.finish()
@@ -210,20 +222,30 @@ class Repl:
                     view.show(reply.take(0))
         except BaseException:
             reply.cancel()
-            self._screen.live.wipe()
+            view.finish()
             raise
 
-    def _fail(self, view: ReplyView, text: str, exc: ErnieChatError) -> None:
+    def _fail(self, view: ReplyView, text: str, exc: Exception) -> None:
         """An error in a turn: keep what was written, or give the message back."""
         view.finish()
+        if self._debug:
+            self._screen.block("".join(traceback.format_exception(exc)))
         if view.record.has_answer:
             self._session.keep(view.record)
             self._screen.line()
-            self._screen.error(str(exc))
+            self._say_error(exc)
             self._screen.note("the part above is kept in the conversation · /retry, /undo")
             return
         self._session.take_back(view.record, text)
-        self._screen.error(str(exc))
+        self._say_error(exc)
+
+    def _say_error(self, exc: Exception) -> None:
+        """One line; a bug in the engine ends the turn and not the chat."""
+        if isinstance(exc, ErnieChatError):
+            self._screen.error(str(exc))
+        else:
+            tail = "" if self._debug else " (ERNIECHAT_DEBUG=1 shows where)"
+            self._screen.line(f"internal error: {describe(exc)}{tail}")
 
     def _settle(self, view: ReplyView, text: str) -> None:
         """The lines under an answer, and its place in the conversation."""
@@ -237,10 +259,8 @@ class Repl:
         if not self._screen.quiet:
             self._screen.line()
         if end.finish_reason == "cancelled":
-            self._screen.note(
-                f"stopped by you after {count(end.usage.answer)} tok"
-                " · kept in the conversation · /retry, /undo, or type on"
-            )
+            kept = "" if session.raw else " · the part is kept · /retry, /undo or type on"
+            self._screen.note(f"stopped by you after {count(end.usage.answer)} tok{kept}")
         elif not self._screen.quiet:
             self._screen.note(view.summary(end))
         if end.finish_reason == "length":

@@ -45,7 +45,7 @@ class ReplyView:
         self._trim = AnswerTrim(keep_start)
         self._reading: Progress | None = None
         self._thinking_since: float | None = None
-        self._stopping = False
+        self._stopping_since: float | None = None
         self._thought_text: StreamWrap | None = None
         self._answer: StreamWrap | None = None
 
@@ -98,16 +98,18 @@ class ReplyView:
 
     def stopping(self) -> None:
         """Say that a stop was asked for."""
-        self._stopping = True
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
         self._tick()
 
     def _tick(self) -> None:
         """Draw the live line, where no text is being written."""
+        if self._stopping_since is not None:
+            self._tick_stopping(time.monotonic() - self._stopping_since)
+            return
         if self._answer is not None or self._thought_text is not None:
             return
-        if self._stopping:
-            self._screen.live.show("stopping …")
-        elif self._thinking_since is not None and self._thoughts == "summary":
+        if self._thinking_since is not None and self._thoughts == "summary":
             spent = time.monotonic() - self._thinking_since
             line = thinking_line(seconds(spent), self.record.num_thinking_deltas)
             self._screen.live.show(f"{line}    {STOP_HINT}")
@@ -116,6 +118,15 @@ class ReplyView:
             if self._reading is not None and self._thinking_since is None:
                 text = progress_text(self._reading)
             self._screen.live.show(f"{text}    {STOP_HINT}")
+
+    def _tick_stopping(self, waited: float) -> None:
+        """A step that takes long to end is worth a line of its own."""
+        if waited < QUIET_SECONDS:
+            return
+        for text in (self._thought_text, self._answer):
+            if text is not None:
+                self._close(text)
+        self._screen.live.show("stopping …    Ctrl-C again leaves")
 
     def finish(self) -> None:
         """End the text and show the calls."""

@@ -27,8 +27,7 @@ class Screen:
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, wrapped at words where it is too long."""
-        self.live.wipe()
-        self.console.print(Text(one_line(text), style=style))
+        self.show(Text(one_line(text), style=style))
 
     def note(self, text: str) -> None:
         """A dim line about what happened."""
@@ -36,20 +35,22 @@ class Screen:
 
     def error(self, text: str) -> None:
         """A line about what went wrong."""
-        self.live.wipe()
         message = Text("error:", style="bold red")
         message.append(f" {one_line(text)}", style="not bold default")
-        self.console.print(message)
+        self.show(message)
 
     def block(self, text: str, style: str = "") -> None:
         """Text of many lines, control characters made visible."""
-        self.live.wipe()
-        self.console.print(Text(visible(text), style=style))
+        self.show(Text(visible(text), style=style))
 
     def show(self, renderable: RenderableType) -> None:
-        """A table."""
+        """Anything of rich, without the blanks at the ends of its lines."""
         self.live.wipe()
-        self.console.print(renderable)
+        with self.console.capture() as captured:
+            self.console.print(renderable)
+        lines = (line.rstrip(" ") for line in captured.get().split("\n"))
+        self.console.file.write("\n".join(lines))
+        self.console.file.flush()
 
     def stream(self, style: str = "") -> StreamWrap:
         """A writer for text that comes in pieces."""

@@ -1,11 +1,12 @@
 """The settings in force, merged from layers, each remembered with where it came from."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from erniechat.chat.conversation import ThinkMode
 from erniechat.options import (
     OPTIONS,
     DisplayOptions,
@@ -13,6 +14,9 @@ from erniechat.options import (
     SamplingOptions,
     build,
 )
+
+if TYPE_CHECKING:  # saves --help the time of importing it
+    from erniechat.chat.conversation import ThinkMode
 
 BUILT_IN = "built-in"
 PREFIX = "ERNIECHAT_"

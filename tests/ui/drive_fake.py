@@ -8,12 +8,19 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from erniechat import __main__, cli
 from erniechat.backend import ChatBackend
-from erniechat.errors import ContextLengthError, MemoryLimitError, ModelNotFoundError
-from erniechat.events import Progress, TextDelta, ToolCall
-from erniechat.options import LoadOptions
+from erniechat.errors import (
+    ContextLengthError,
+    MemoryLimitError,
+    ModelNotFoundError,
+    StructureError,
+    TimeLimitError,
+)
+from erniechat.events import Progress, TextDelta, ToolCall, TurnEnd, Usage
+from erniechat.options import BenchOptions, LoadOptions
 from tests.fakes import INFO, FakeBackend, Pause, Script, thinking, words
 
 POEM = "Two roads diverged in a yellow wood, and sorry I could not travel both."
@@ -30,6 +37,10 @@ SCENARIOS: dict[str, list[Script]] = {
     "calls": [[*words("Let me look."), CALL]],
     "too-long": [[ContextLengthError("the message is 5,000 tokens, the context 4,096")]],
     "breaks": [[*words("Half an"), MemoryLimitError("the GPU ran out of memory")], words("Fine.")],
+    "json-cut": [[StructureError("JSON incomplete")]],
+    "too-slow": [[TimeLimitError("the time limit has passed")]],
+    "cut": [[*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]],
+    "chinese": [words("你好")],
     "bug": [[ValueError("shapes differ")]],
     "reads": [
         [
@@ -48,13 +59,14 @@ def load(scenario: str) -> Callable[..., ChatBackend]:
     """A load_engine that plays a scenario."""
 
     def load_engine(
-        options: LoadOptions, progress: Callable[[Progress], None] | None
+        options: LoadOptions,
+        progress: Callable[[Progress], None],
+        warn: Callable[[str], None],
     ) -> ChatBackend:
         if options.model == "missing":
             raise ModelNotFoundError('no model "missing" on the hub', "check the name")
         for percent in range(0, 101, 10):
-            if progress is not None:
-                progress(Progress("load", percent << 20, 100 << 20))
+            progress(Progress("load", percent << 20, 100 << 20))
             time.sleep(float(os.environ.get("FAKE_LOAD_SECONDS", "0")) / 10)
         quant = "nf4" if options.quant == "auto" else options.quant
         template = os.environ.get("FAKE_TEMPLATE", "1") == "1"
@@ -66,10 +78,29 @@ def load(scenario: str) -> Callable[..., ChatBackend]:
     return load_engine
 
 
+def run_bench(
+    options: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """A bench that measures nothing."""
+    report(f"run 1 of {bench.runs}")
+    names = ("prompt_tokens", "new_tokens", "runs")
+    return {name: getattr(bench, name) for name in names} | {"quant": options.quant}
+
+
+def format_bench(result: dict[str, Any]) -> str:
+    """Its table."""
+    return "{prompt_tokens} read, {new_tokens} written, {runs} runs, {quant}".format(**result)
+
+
 if __name__ == "__main__":
     scenario = sys.argv.pop(1)
     main = cli.main
     backend = FakeBackend()
-    services = cli.Services(load_engine=load(scenario), load_prompt_tools=lambda options: backend)
+    services = cli.Services(
+        load_engine=load(scenario),
+        load_prompt_tools=lambda options: backend,
+        run_bench=run_bench,
+        format_bench=format_bench,
+    )
     cli.main = lambda: main(services=services)
     __main__.main()

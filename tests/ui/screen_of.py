@@ -25,6 +25,7 @@ class TerminalRun:
         self.screen = pyte.HistoryScreen(width, height, history=1000)
         self._stream = pyte.ByteStream(self.screen)
         self.bytes = b""
+        self._last_mode: list[object] = []
         base = {key: value for key, value in os.environ.items() if "ERNIECHAT" not in key}
         base |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
@@ -99,6 +100,7 @@ class TerminalRun:
         while self.pump():
             if time.monotonic() > end:
                 raise AssertionError(f"did not end\n{self.text}")
+        self._last_mode = self.mode
         self.child.close()
         if self.child.exitstatus is None:
             return 128 + int(self.child.signalstatus or 0)
@@ -107,6 +109,8 @@ class TerminalRun:
     @property
     def mode(self) -> list[object]:
         """The terminal's settings, as `stty -g` shows them."""
+        if self.child.closed:
+            return self._last_mode
         return termios.tcgetattr(self.child.child_fd)
 
 

@@ -1,0 +1,324 @@
+"""The chat as a transcript: typed keys in, the whole output and the conversation out."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from erniechat.chat.conversation import Message
+from erniechat.errors import ContextLengthError, MemoryLimitError
+from erniechat.events import ToolCall, TurnEnd, Usage
+from erniechat.ui.prompt import LinePrompt
+from erniechat.ui.repl import Repl
+from erniechat.ui.screen import Screen
+from erniechat.ui.session import Session
+from erniechat.ui.settings import Layer, merge_layers
+from erniechat.ui.stats import toolbar_text
+from erniechat.ui.terminal import LiveLine
+from erniechat.ui.worker import Worker
+from tests.fakes import INFO, FakeBackend, Script, thinking, words
+
+LEAVE = "\x04"
+
+
+class Chat:
+    """A chat on a scripted backend, fed with keys."""
+
+    def __init__(self, keys: PipeInput, scripts: Sequence[Script], **settings: object) -> None:
+        info = settings.pop("info", INFO)
+        tools = settings.pop("tools", ())
+        raw = bool(settings.pop("raw", False))
+        self.backend = FakeBackend(scripts, info)  # type: ignore[arg-type]  # popped
+        self.out = StringIO()
+        width = int(str(settings.pop("width", 60)))
+        console = Console(file=self.out, width=width, color_system=None)
+        screen = Screen(console, LiveLine(self.out, enabled=False), moves_cursor=False)
+        merged = merge_layers([Layer("flag", settings)])
+        self.session = Session(self.backend, merged, screen, tools=tools, raw=raw)  # type: ignore[arg-type]  # popped
+        self._keys = keys
+        prompt = LinePrompt(lambda width: "", source=keys, output=DummyOutput())
+        self._repl = Repl(self.session, Worker(), prompt)
+
+    def type(self, *lines: str) -> str:
+        """Send lines and Ctrl-D; what was printed between the greeting and the goodbye."""
+        for line in lines:
+            self._keys.send_text(line + "\r")
+        self._keys.send_text(LEAVE)
+        self.status = self._repl.run()
+        return re.split(r"Ctrl-D\sleaves\n", self.out.getvalue(), maxsplit=1)[1].removeprefix("\n")
+
+
+@pytest.fixture
+def keys() -> Iterator[PipeInput]:
+    with create_pipe_input() as pipe:
+        yield pipe
+
+
+def test_an_answer_its_numbers_and_the_goodbye(keys: PipeInput):
+    chat = Chat(keys, [words("The answer is 42.")])
+    assert chat.type("What is it?") == (
+        "\nThe answer is 42.\n\n4 tok · 1.0 tok/s\n\ngoodbye · 1 exchange\n"
+    )
+    assert chat.status == 0
+    assert chat.session.messages == [
+        Message("user", "What is it?"),
+        Message("assistant", "The answer is 42."),
+    ]
+
+
+def test_the_next_turn_sees_the_whole_conversation(keys: PipeInput):
+    chat = Chat(keys, [words("One."), words("Two.")])
+    chat.session.system = "Be brief."
+    chat.type("first", "second")
+    assert [message.content for message in chat.backend.asked[1].messages] == [
+        "Be brief.", "first", "One.", "second",
+    ]  # fmt: skip
+
+
+def test_thinking_is_one_line_unless_asked_for(keys: PipeInput):
+    out = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]]).type("Q")
+    assert out.startswith("\nthought for 0.0 s · 4 tok\n\nYes.\n\n1 tok")
+    assert "let me see" not in out
+    full = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]], thoughts="full").type("Q")
+    assert full.startswith("\nHm let me see\nthought for 0.0 s · 4 tok\n\nYes.\n")
+    none = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]], thoughts="none").type("Q")
+    assert none.startswith("\nYes.\n\n1 tok")
+
+
+def test_the_last_thoughts_can_be_read_afterwards(keys: PipeInput):
+    out = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]]).type("Q", "/thoughts")
+    assert "thoughts of the last answer · 4 tok · 2.0 s\nHm let me see\n" in out
+
+
+def test_escapes_of_the_model_are_shown_and_not_obeyed(keys: PipeInput):
+    out = Chat(keys, [words("\x1b[2Jwiped \x9bm")]).type("Q")
+    assert out.startswith("\n␛[2Jwiped ‹9b›m\n")
+
+
+def test_an_error_gives_the_message_back_and_the_chat_lives_on(keys: PipeInput):
+    chat = Chat(keys, [[ContextLengthError("too long by 904 tokens")], words("Fine.")])
+    # The message is back in the prompt, so Enter alone sends it again.
+    out = chat.type("Q", "")
+    assert out.startswith("\nerror: too long by 904 tokens\n\n\nFine.\n")
+    assert [message.content for message in chat.session.messages] == ["Q", "Fine."]
+
+
+def test_a_bug_in_the_engine_ends_the_turn_and_not_the_chat(keys: PipeInput):
+    chat = Chat(keys, [[ValueError("shapes differ")], words("Fine.")])
+    out = chat.type("Q", "")
+    assert "internal error: ValueError: shapes differ (ERNIECHAT_DEBUG=1\n" in out
+    assert "\nFine.\n" in out
+    assert chat.status == 0
+
+
+def test_a_failure_in_mid_answer_keeps_the_part(keys: PipeInput):
+    chat = Chat(keys, [[*words("Half an"), MemoryLimitError("out of memory")], words("Fine.")])
+    out = chat.type("Q", "more")
+    assert out.startswith("\nHalf an\n\nerror: out of memory\nthe part above is kept")
+    contents = [message.content for message in chat.session.messages]
+    assert contents == ["Q", "Half an", "more", "Fine."]
+
+
+def test_a_length_stop_is_told(keys: PipeInput):
+    cut: Script = [*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]
+    out = Chat(keys, [cut], max_tokens=2).type("Q")
+    assert "2 tok\nstopped at --max-tokens 2; raise it for the rest\n" in out
+
+
+def test_calls_are_shown_as_calls_and_kept(keys: PipeInput):
+    call = ToolCall("1", "get_weather", '{"city": "Paris", "days": 2}')
+    tool = {"type": "function", "function": {"name": "get_weather", "description": "Weather."}}
+    chat = Chat(keys, [[*words("I look."), call]], tools=(tool,))
+    out = chat.type("Q", "/tools")
+    assert out.startswith('\nI look.\n\n→ get_weather(city="Paris", days=2)\n')
+    assert "get_weather  Weather.\n" in out
+    assert chat.session.messages[-1].tool_calls == (call,)
+    assert chat.backend.asked[0].tools == (tool,)
+
+
+def test_without_a_template_each_text_is_completed_by_itself(keys: PipeInput):
+    info = dataclasses.replace(INFO, has_chat_template=False)
+    chat = Chat(keys, [words("upon a time")], info=info, raw=True)
+    chat.type("Once ", "Twice")
+    assert [asked.text for asked in chat.backend.asked] == ["Once ", "Twice"]
+    assert "no chat template" in chat.out.getvalue()
+
+
+# --- lines
+
+
+def test_unknown_commands_are_never_sent(keys: PipeInput):
+    chat = Chat(keys, [words("x")])
+    out = chat.type("/hlep", "/usr/bin", "exit")
+    assert "error: no command /hlep; did you mean /help?" in out
+    assert "error: no command /usr/bin; see /help" in out
+    assert "Ctrl-D or /exit leaves" in out
+    assert chat.backend.asked == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ("//help", "/help"),
+        (" /help", "/help"),
+        (" exit", "exit"),
+        ("one\\\rtwo", "one\ntwo"),
+        ("one\x0atwo", "one\ntwo"),
+        ("one\x1b\rtwo", "one\ntwo"),
+        ('"""one\r\rtwo"""', "one\n\ntwo"),
+        ("/usr/bin is\x0aa folder", "/usr/bin is\na folder"),
+        ("\x1b[200~/etc/a\n/etc/b\x1b[201~", "/etc/a\n/etc/b"),
+        ("你好", "你好"),
+    ],
+)
+def test_lines_that_are_sent(keys: PipeInput, typed: str, sent: str):
+    chat = Chat(keys, [words("x")])
+    chat.type(typed)
+    assert chat.backend.asked[0].messages[-1].content == sent
+
+
+def test_ctrl_c_clears_a_line_and_on_an_empty_one_says_how_to_leave(keys: PipeInput):
+    chat = Chat(keys, [words("x")])
+    out = chat.type("wrong\x03right", "\x03")
+    assert chat.backend.asked[0].messages[-1].content == "right"
+    assert "\nCtrl-D leaves\ngoodbye" in out
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye"])
+def test_exit_leaves(keys: PipeInput, word: str):
+    assert Chat(keys, []).type(word) == "goodbye\n"
+
+
+def test_tab_completes_commands_settings_and_values(keys: PipeInput):
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
+
+    from erniechat.ui.prompt import CommandCompleter
+
+    def offered(text: str) -> list[str]:
+        found = CommandCompleter().get_completions(Document(text), CompleteEvent())
+        return [completion.text for completion in found]
+
+    assert offered("/un") == ["/undo"]
+    assert offered("/set to") == ["top_k", "top_p"]
+    assert offered("/set thoughts f") == ["full"]
+    assert offered("/think o") == ["on", "off"]
+    assert offered("/help st") == ["stats"]
+    assert offered("hello /s") == []
+
+
+# --- commands
+
+
+def test_settings_show_value_default_and_source(keys: PipeInput):
+    out = Chat(keys, [], temperature=0.3).type("/set")
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if line}
+    assert rows["temperature"] == "0.3 0.8 flag"
+    assert rows["top_p"] == "0.8 0.8 checkpoint"
+    assert rows["seed"] == "random random built-in"
+    assert "ctx" not in rows
+
+
+def test_set_changes_what_the_next_turn_uses(keys: PipeInput):
+    chat = Chat(keys, [words("x")])
+    out = chat.type("/set temperature 0.1", "/set top-k 5", "/seed 9", "Q")
+    assert "temperature 0.1 · /set\n" in out
+    sampling = chat.backend.asked[0].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.1, 5, 9)
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("/set temprature 1", 'error: no setting "temprature"; did you mean temperature?'),
+        ("/set top_p 7", "error: top_p must be a number above 0 and at most 1,"),
+        ("/set ctx 5", "error: ctx is set when the program starts; erniechat --ctx …"),
+        ("/think maybe", 'error: /think takes auto, on, off, got "maybe"'),
+        ("/undo x", 'error: /undo takes a number of exchanges, got "x"'),
+        ("/retry", "error: there is no message to answer again"),
+        ("/undo", "error: there is nothing to undo"),
+        ("/system @/nowhere", 'error: cannot read the system prompt "/nowhere": No such'),
+        ("/help me", 'error: no command "me"; see /help'),
+        ("/tools", "no tools; erniechat --tools FILE.json gives some"),
+        ("/thoughts", "the last answer has no thoughts"),
+    ],
+)
+def test_wrong_commands_are_one_error(keys: PipeInput, line: str, answer: str):
+    assert Chat(keys, []).type(line).startswith(answer)
+
+
+def test_default_takes_a_setting_back(keys: PipeInput):
+    out = Chat(keys, [], top_p=0.5).type("/set top_p default")
+    assert out.startswith("top_p 0.8 · checkpoint\n")
+
+
+def test_think_is_refused_where_the_model_cannot(keys: PipeInput):
+    info = dataclasses.replace(INFO, thinking="never")
+    chat = Chat(keys, [words("x")], info=info)
+    assert chat.type("/think on", "/think off", "Q").startswith(
+        "error: fake-21B has no thinking mode;"
+    )
+    assert chat.backend.asked[0].think == "off"
+
+
+def test_retry_asks_the_same_again_and_replaces_the_answer(keys: PipeInput):
+    chat = Chat(keys, [words("One."), words("Two.")])
+    chat.type("Q", "/retry")
+    assert [message.content for message in chat.session.messages] == ["Q", "Two."]
+
+
+def test_undo_gives_the_message_back_and_counts_what_is_freed(keys: PipeInput):
+    chat = Chat(keys, [words("One two three."), words("Four.")])
+    out = chat.type("Q", "/undo", " again")
+    assert "undone: 1 exchange, 9 tok freed\n" in out
+    assert chat.backend.asked[1].messages == [Message("user", "Q again")]
+
+
+def test_reset_forgets_the_conversation_and_keeps_the_system_prompt(keys: PipeInput):
+    chat = Chat(keys, [words("x")])
+    chat.type("/system Be brief.", "Q", "/reset", "R")
+    assert [message.content for message in chat.backend.asked[1].messages] == ["Be brief.", "R"]
+
+
+def test_the_system_prompt_can_come_from_a_file(keys: PipeInput, tmp_path: Path):
+    (tmp_path / "prompt.txt").write_text("Be brief.\n")
+    chat = Chat(keys, [])
+    out = chat.type(f"/system @{tmp_path}/prompt.txt", "/system", "/system -", "/system")
+    assert "\nBe brief.\n" in out
+    assert out.endswith("no system prompt\n\ngoodbye\n")
+
+
+def test_stats_hold_tokens_times_context_memory_and_seed(keys: PipeInput):
+    chat = Chat(keys, [[*thinking("a b"), *words("The answer is 42.")]])
+    page = chat.type("Q", "/stats").split("tok/s\n")[-1]
+    table = [line.split() for line in page.splitlines() if line.strip()]
+    assert ["last", "read", "4", "0.5", "s", "8.0"] in table
+    assert ["think", "2", "2.0", "s", "1.0"] in table
+    assert ["write", "4", "4.0", "s", "1.0", "1", "answer"] in table
+    assert "context  10 of 4,096 tok (< 1 %)" in page
+    assert "weights 1.5 GiB · cache 128 MiB · ram 2.0 GiB" in page
+    assert "/set seed 7 repeats the last answer" in page
+
+
+def test_help_fits_a_screen_and_knows_each_command(keys: PipeInput):
+    out = Chat(keys, [], width=80).type("/help")
+    assert len(out.split("goodbye")[0].splitlines()) <= 24
+    for name in ("reset", "system", "think", "thoughts", "set", "stats", "retry", "undo", "exit"):
+        assert f"/{name}" in out
+    assert "A single - removes it." in Chat(keys, []).type("/help system")
+
+
+def test_the_toolbar_counts_exactly_and_drops_from_the_right(keys: PipeInput):
+    chat = Chat(keys, [[*thinking("a b c"), *words("The answer is 42.")]])
+    chat.type("What is it?")
+    # <user> What is it? </user> <assistant> The answer is 42. </assistant> <assistant>
+    assert toolbar_text(chat.session, 80) == (
+        "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB · fake-21B · nf4"
+    )
+    assert toolbar_text(chat.session, 50) == "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB"

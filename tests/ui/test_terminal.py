@@ -1,0 +1,209 @@
+"""The chat in a pseudo-terminal: the whole screen, the keys while it works, the way out."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from tests.ui.screen_of import TerminalRun, erniechat
+
+MODEL = ("-m", "some-model")
+PROMPT = r"(?m)^›"
+
+
+def ready(run: TerminalRun) -> None:
+    run.wait(lambda: "ctx " in run.text and re.search(PROMPT, run.text) is not None)
+
+
+def test_a_chat_from_greeting_to_goodbye_leaves_the_terminal_as_it_was():
+    with erniechat("thinks", *MODEL, height=16) as run:
+        before = run.mode
+        ready(run)
+        run.send("What is it?\r")
+        run.wait(r"thinking \d\.\d s · \d tok    Esc stops")
+        run.wait("tok/s")
+        ready(run)
+        text = re.sub(r"thought for \d\.\d s", "thought for N s", run.text)
+        assert text.splitlines() == [
+            "some-model · nf4 · cpu · context 4,096 · thinks when asked",
+            "/help lists commands · Alt-Enter new line · Esc stops an answer · Ctrl-D leaves",
+            "",
+            "› What is it?",
+            "",
+            "thought for N s · 6 tok",
+            "",
+            "Two roads diverged in a yellow wood, and sorry I could not travel both.",
+            "",
+            "14 tok · 3.5 tok/s · thought 2.0 s of 6.5 s",
+            "",
+            "›",
+            "", "", "",
+            "ctx 22/4.1k (6 thoughts not kept) · ram 2.0 GiB · some-model · nf4",
+        ]  # fmt: skip
+        run.send("\x04")
+        assert run.end() == 0
+        assert run.lines[-1] == "goodbye · 1 exchange"
+        assert run.mode == before
+
+
+def test_it_says_something_at_once_and_the_load_leaves_no_trace():
+    with erniechat("plain", *MODEL, FAKE_LOAD_SECONDS="1.0") as run:
+        run.wait("loading some-model")
+        run.wait(r"loading some-model · \d+ MiB of 100 MiB · \d+ %")
+        run.send("typed ahead")
+        ready(run)
+        run.wait("› typed ahead")
+        assert "loading" not in run.text
+
+
+@pytest.mark.parametrize("key", ["\x1b", "\x03"])
+def test_a_stop_keeps_the_part_and_typed_ahead_text(key: str):
+    with erniechat("slow", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("Two roads")
+        run.send("next one")
+        run.run_for(0.2)
+        assert "next" not in run.text
+        began = time.monotonic()
+        run.send(key)
+        run.wait(r"stopped by you after \d+ tok · the part is kept")
+        assert time.monotonic() - began < 1.5
+        run.wait("› next one")
+        run.send("\r")
+        run.wait("Then a short one.")
+        ready(run)
+        run.send("\x04")
+        assert run.end() == 0
+        assert run.lines[-1] == "goodbye · 2 exchanges"
+
+
+def test_the_answer_streams():
+    with erniechat("slow", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("Two roads")
+        assert "both." not in run.text
+        run.wait("both.")
+
+
+@pytest.mark.parametrize("scenario", ["stuck", "slow"])
+def test_a_second_ctrl_c_leaves_whatever_the_model_does(scenario: str):
+    with erniechat(scenario, *MODEL) as run:
+        before = run.mode
+        ready(run)
+        run.send("Go\r")
+        run.wait("begins|roads")
+        run.send("\x03")
+        run.run_for(0.8)
+        if scenario == "stuck":
+            assert run.lines[-1] == "stopping …    Ctrl-C again leaves"
+        run.send("\x03")
+        assert run.end() == 130
+        assert run.mode == before
+        assert "stopping" not in run.text
+
+
+def test_ctrl_c_during_the_load_leaves():
+    with erniechat("plain", *MODEL, FAKE_LOAD_SECONDS="20") as run:
+        before = run.mode
+        run.wait("MiB")
+        run.send("\x03")
+        assert run.end() == 130
+        assert (run.text, run.mode) == ("", before)
+
+
+@pytest.mark.parametrize("at_prompt", [True, False])
+def test_sigterm_gives_the_terminal_back(at_prompt: bool):
+    with erniechat("endless", *MODEL) as run:
+        before = run.mode
+        ready(run)
+        if not at_prompt:
+            run.send("Go\r")
+            run.wait("line of text")
+        os.kill(run.child.pid, signal.SIGTERM)
+        assert run.end() == 143
+        assert run.mode == before
+        assert b"\x1b[?25l" not in run.bytes.split(b"\x1b[?25h")[-1]  # the cursor is shown
+
+
+def test_reading_is_shown_and_wiped():
+    with erniechat("reads", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("reading 1,957 tok · 49 %    Esc stops")
+        run.wait("Read it.")
+        assert "reading" not in run.text
+
+
+def test_a_narrow_terminal_wraps_at_words_and_keeps_the_toolbar_on_one_line():
+    with erniechat("thinks", *MODEL, width=24, height=20) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("tok/s")
+        ready(run)
+        poem = ["Two roads diverged in a", "yellow wood, and sorry", "I could not travel", "both."]
+        start = run.lines.index(poem[0])
+        assert run.lines[start : start + 4] == poem
+        assert run.lines[-1].startswith("ctx 20/4.1k")
+
+
+def test_help_and_settings_on_the_screen():
+    with erniechat("plain", *MODEL, "--temperature", "0.3") as run:
+        ready(run)
+        run.send("/help\r")
+        run.wait("send a line|sends a line")
+        run.send("/set\r")
+        run.wait(r"temperature +0\.3 +0\.8 +flag")
+
+
+def test_plain_has_no_escapes_and_works():
+    with erniechat("thinks", *MODEL, "--plain") as run:
+        before = run.mode
+        run.wait(PROMPT)
+        run.send("What?\n")
+        run.wait("tok/s")
+        run.wait(r"(?m)^›\s*\Z")
+        run.send("\x04")
+        assert run.end() == 0
+        assert b"\x1b" not in run.bytes
+        assert run.mode == before
+
+
+@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {}])
+def test_no_color_means_no_colours(environ: dict[str, str]):
+    with erniechat("thinks", *MODEL, **environ) as run:
+        ready(run)
+        run.send("What?\r")
+        run.wait("tok/s")
+        ready(run)
+        codes = set(re.findall(rb"\x1b\[([\d;]*)m", run.bytes))
+        assert bool(codes - {b"0", b""}) == (not environ)
+
+
+# --- one-shot on a terminal
+
+
+def test_one_shot_on_a_terminal_neutralises_and_wipes_its_progress():
+    with erniechat("evil", "-p", "hi", *MODEL, FAKE_LOAD_SECONDS="0.6") as run:
+        run.wait("loading some-model")
+        assert run.end() == 0
+        assert run.lines == ["␛[2Jwiped ‹9b›m ␇bell"]
+
+
+def test_one_shot_on_a_terminal_counts_the_thinking_and_wipes_it():
+    with erniechat("thinks", "-p", "hi", *MODEL) as run:
+        run.wait(r"thinking \d\.\d s · \d tok")
+        assert run.end() == 0
+        assert run.lines == [
+            "Two roads diverged in a yellow wood, and sorry I could not travel both."
+        ]
+
+
+@pytest.mark.parametrize(("flags", "term"), [(("--plain",), "xterm"), ((), "dumb")])
+def test_one_shot_without_cursor_motion_sends_no_escape(flags: tuple[str, ...], term: str):
+    with erniechat("thinks", "-p", "hi", *MODEL, *flags, TERM=term) as run:
+        assert run.end() == 0
+        assert b"\x1b" not in run.bytes
