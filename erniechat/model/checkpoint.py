@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erniechat.errors import CheckpointError, UnsupportedModelError
+from erniechat.model.family import shown
 from quant.errors import QuantError
 from quant.formats.bnb_checkpoint import STATE_PREFIX, parse_state, read_4bit, read_8bit
 from quant.tensor import QuantTensor
@@ -111,10 +112,10 @@ class StoredQuantized:
         parts = {name: stored.read() for name, stored in self.companions.items()}
         try:
             if self.format == "int8":
-                return read_8bit(self.codes.read(), parts["SCB"])
-            (state_name,) = (name for name in parts if name.startswith(STATE_PREFIX))
+                return read_8bit(self.codes.read(), parts["SCB"], parts.get("weight_format"))
+            state_name = next(name for name in parts if name.startswith(STATE_PREFIX))
             return read_4bit(self.codes.read(), parts, parse_state(parts[state_name]))
-        except (QuantError, KeyError) as exc:
+        except QuantError as exc:
             raise CheckpointError(f"{self.name}: {exc}", "fetch the file again") from exc
 
 
@@ -186,7 +187,7 @@ def _find_shards(folder: Path) -> list[Path]:
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(
-                    f'{INDEX_FILE} names "{name}", which is not a safetensors file beside it',
+                    f"{INDEX_FILE} names {shown(name)}, which is not a safetensors file beside it",
                     "do not trust this checkpoint",
                 )
         missing = [name for name in names if not (folder / name).exists()]
@@ -222,7 +223,7 @@ def _read_header(path: Path) -> list[StoredTensor]:
             header_nbytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_nbytes))
     except (SafetensorError, OSError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
+        reason = shown(str(exc))[1:-1]
         raise CheckpointError(
             f"{path.name} is not a sound safetensors file ({reason})", "fetch the file again"
         ) from exc
@@ -232,7 +233,7 @@ def _read_header(path: Path) -> list[StoredTensor]:
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise UnsupportedModelError(
-                f"{path.name}: {name} is stored as {entry['dtype']}",
+                f"{path.name}: {shown(name)} is stored as {entry['dtype']}",
                 "use a checkpoint in bfloat16, or one quantized with bitsandbytes",
             )
         dtype, begin = DTYPES[entry["dtype"]], start + entry["data_offsets"][0]
@@ -249,7 +250,8 @@ def _group(tensors: list[StoredTensor]) -> list[Stored]:
     for tensor in tensors:
         if tensor.name in by_name:
             raise CheckpointError(
-                f"{tensor.name} is in {by_name[tensor.name].path.name} and in {tensor.path.name}",
+                f"{shown(tensor.name)} is in {by_name[tensor.name].path.name} and in "
+                f"{tensor.path.name}",
                 "fetch the model again",
             )
         by_name[tensor.name] = tensor
@@ -265,11 +267,11 @@ def _group(tensors: list[StoredTensor]) -> list[Stored]:
         else:
             state_name = next((n for n in companions if n.startswith(STATE_PREFIX)), "")
             if not state_name:
-                raise CheckpointError(f"{name} has no quant_state", "fetch the model again")
+                raise CheckpointError(f"{shown(name)} has no quant_state", "fetch the model again")
             try:
                 state = parse_state(companions[state_name].read())
             except QuantError as exc:
-                raise CheckpointError(f"{name}: {exc}", "fetch the model again") from exc
+                raise CheckpointError(f"{shown(name)}: {exc}", "fetch the model again") from exc
             shape, kind = state["shape"], state["quant_type"]
         grouped[name] = StoredQuantized(name, tensor, companions, shape, kind)
     return [grouped.get(n, t) for n, t in by_name.items() if n in grouped or n not in used]

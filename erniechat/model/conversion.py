@@ -8,12 +8,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from erniechat.errors import CheckpointError, UsageError
+from erniechat.errors import CheckpointError, UnsupportedModelError, UsageError
 from erniechat.model.checkpoint import Checkpoint, Stored, StoredQuantized, StoredTensor
 from erniechat.model.config import ModelConfig
-from erniechat.model.family import Dense, Family, Piece, Routed, Slot, Unused, routed_name
+from erniechat.model.family import Dense, Family, Piece, Routed, Slot, Unused, routed_name, shown
 from quant.copy import Weight
 from quant.errors import QuantError
+from quant.formats import FORMATS
 from quant.formats.base import Format
 from quant.kernels.base import KernelBackend
 from quant.tensor import QuantTensor, concat_rows
@@ -66,10 +67,12 @@ def plan_readings(checkpoint: Checkpoint, family: Family, config: ModelConfig) -
     for stored in checkpoint:
         pieces = (Piece(stored.name),) if stored.name in slots else None
         found = pieces or family.pieces(config, stored.name)
-        if found is None:
-            unexpected.append(stored.name)
-        elif not isinstance(found, Unused):
+        if isinstance(found, Unused):
+            continue
+        if found and all(piece.name in slots for piece in found):
             readings += [Reading(stored, piece, slots[piece.name]) for piece in found]
+        else:
+            unexpected.append(stored.name)
     filled = Counter(reading.piece.name for reading in readings)
     missing = [
         name
@@ -82,12 +85,13 @@ def plan_readings(checkpoint: Checkpoint, family: Family, config: ModelConfig) -
     _refuse(twice, "is stored twice", "are stored twice")
     for reading in readings:
         _check_shape(reading)
+        _check_dtype(reading.stored)
     return readings
 
 
 def _refuse(names: list[str], singular: str, plural: str) -> None:
     if names:
-        listed = ", ".join(names[:MAX_LISTED])
+        listed = ", ".join(shown(name)[1:-1] for name in names[:MAX_LISTED])
         more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         verb = singular if len(names) == 1 else plural
         raise CheckpointError(
@@ -97,25 +101,28 @@ def _refuse(names: list[str], singular: str, plural: str) -> None:
 
 
 def _check_shape(reading: Reading) -> None:
-    shape = list(reading.stored.shape)
-    for position in reading.piece.index:
-        if isinstance(position, slice):
-            shape[0] = len(range(*position.indices(shape[0])))
-        elif shape and position < shape[0]:
-            shape = shape[1:]
-        else:
-            shape = []
-    wanted = list(reading.slot.shape)
-    if isinstance(reading.slot, Dense) and reading.slot.role == "correction_bias":
-        shape = shape[-1:]  # [1, num_experts] on the hub, [num_experts] elsewhere
+    stored, slot = reading.stored, reading.slot
+    shape = stored.shape
+    wanted = reading.piece.stored_shape or slot.shape
+    if isinstance(slot, Dense) and slot.role == "correction_bias" and shape == (1, *wanted):
+        return  # as the hub has it; [num_experts] elsewhere
     if shape != wanted:
         raise CheckpointError(
-            f"{reading.piece.name} has shape {_times(shape)}, config.json says {_times(wanted)}",
+            f"{stored.name} has shape {_times(shape)}, config.json says {_times(wanted)}",
             "fetch the model again, or check that config.json belongs to it",
         )
 
 
-def _times(shape: list[int]) -> str:
+def _check_dtype(stored: Stored) -> None:
+    if isinstance(stored, StoredTensor) and not stored.dtype.is_floating_point:
+        kind = str(stored.dtype).removeprefix("torch.")
+        raise UnsupportedModelError(
+            f"{stored.name} is stored as {kind} without the scales that bitsandbytes would save",
+            "use a checkpoint in bfloat16, or one quantized with bitsandbytes",
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape)) or "none"
 
 
@@ -198,8 +205,6 @@ def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
 
 
 def _floats(weight: QuantTensor | Tensor) -> Tensor:
-    from quant.formats import FORMATS
-
     if isinstance(weight, Tensor):
         return weight
     return FORMATS[weight.format].dequantize(weight, torch.float32)

@@ -6,20 +6,24 @@ from typing import Any, Literal
 
 from erniechat.errors import CheckpointError, UnsupportedModelError
 from erniechat.model.config import ModelConfig
-from erniechat.model.family import Dense, Family, Piece, Role, Routed, Slot, Unused
+from erniechat.model.family import Dense, Family, Piece, Role, Routed, Slot, Unused, shown
 
 ROPE_THETA = 500_000.0  # default of both families where a config has none
-FUSED_EXPERTS = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up|down)_proj")
+FUSED_EXPERTS = re.compile(r"model\.layers\.(0|[1-9][0-9]*)\.mlp\.experts\.(gate_up|down)_proj")
 RENAMED_BIAS = ".mlp.gate.moe_statics.e_score_correction_bias"
 HUB_BIAS = ".mlp.moe_statics.e_score_correction_bias"
+MAX_COUNT = 1 << 24  # of anything that a config counts: beyond it is a damaged file, not a model
+MAX_NUMBER = 1e30  # stays finite in float32
+MAX_TENSORS = 1 << 20  # the largest published checkpoint has 10 thousand
 
 
 def _integer(raw: Mapping[str, Any], key: str, default: int, low: int = 1) -> int:
     value = raw.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_COUNT:
         raise CheckpointError(
-            f"config.json: {key} must be a whole number of at least {low}, got {value!r}",
+            f"config.json: {key} must be a whole number from {low} to {MAX_COUNT}, got "
+            f"{shown(value)}",
             "fetch the file again",
         )
     return value
@@ -28,20 +32,36 @@ def _integer(raw: Mapping[str, Any], key: str, default: int, low: int = 1) -> in
 def _number(raw: Mapping[str, Any], key: str, default: float) -> float:
     value = raw.get(key)
     value = default if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= MAX_NUMBER:  # NaN fails too
         raise CheckpointError(
-            f"config.json: {key} must be a number above 0, got {value!r}", "fetch the file again"
+            f"config.json: {key} must be a number above 0, got {shown(value)}",
+            "fetch the file again",
         )
     return float(value)
+
+
+def _flag(raw: Mapping[str, Any], key: str) -> bool:
+    value = raw.get(key) or False
+    if not isinstance(value, bool):
+        raise CheckpointError(
+            f"config.json: {key} must be true or false, got {shown(value)}", "fetch the file again"
+        )
+    return value
 
 
 def _rope_theta(raw: Mapping[str, Any]) -> float:
     """The base frequency in either spelling: a key of its own, or inside rope_parameters."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise CheckpointError(
+            f"config.json: rope_parameters must be an object, got {shown(scaling)}",
+            "fetch the file again",
+        )
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind != "default":
         raise UnsupportedModelError(
-            f'config.json: rope type "{kind}" is not supported, only "default" is',
+            f'config.json: rope type {shown(kind)} is not supported, only "default" is',
             "use a checkpoint with its original positions",
         )
     return _number({**raw, **scaling}, "rope_theta", ROPE_THETA)
@@ -68,7 +88,8 @@ class Ernie45:
         """See `Family.parse_config`. Missing keys take the defaults of transformers."""
         if raw.get("hidden_act", "silu") != "silu":
             raise UnsupportedModelError(
-                f'config.json: hidden_act "{raw["hidden_act"]}" is not supported, only "silu" is',
+                f"config.json: hidden_act {shown(raw['hidden_act'])} is not supported, only "
+                '"silu" is',
                 "every published ERNIE 4.5 uses it",
             )
         moe = self._is_moe
@@ -78,7 +99,7 @@ class Ernie45:
         kv_default = num_heads if "num_key_value_heads" in raw else (4 if moe else 2)
         derived = hidden_size // num_heads
         head_dim_default = derived if moe or "head_dim" in raw else 128
-        use_bias = bool(raw.get("use_bias") or False)
+        use_bias = _flag(raw, "use_bias")
         config = ModelConfig(
             vocab_size=_integer(raw, "vocab_size", 103424),
             hidden_size=hidden_size,
@@ -129,6 +150,13 @@ class Ernie45:
             raise CheckpointError(
                 f"config.json: moe_k {config.num_experts_per_tok} is more than the "
                 f"{config.num_experts} experts there are",
+                "fetch the file again",
+            )
+
+        if config.num_hidden_layers * (9 + 3 * config.num_experts) > MAX_TENSORS:
+            raise CheckpointError(
+                f"config.json: {config.num_hidden_layers} layers of {config.num_experts} experts "
+                "are more than any model has",
                 "fetch the file again",
             )
 
@@ -218,14 +246,16 @@ def _mlp(config: ModelConfig, hub: str, ours: str, width: int) -> Iterator[tuple
 
 def _fused_pieces(config: ModelConfig, layer_idx: int, matrix: str) -> Iterator[Piece]:
     """The experts inside ``gate_up_proj`` [E, 2I, H] (gate first) or ``down_proj`` [E, H, I]."""
-    width = config.moe_intermediate_size
+    width, hidden = config.moe_intermediate_size, config.hidden_size
+    joined = (config.num_experts, 2 * width, hidden)
+    down = (config.num_experts, hidden, width)
     for expert_idx in range(config.num_experts):
         at = f"model.layers.{layer_idx}.mlp.experts.{expert_idx}."
         if matrix == "down":
-            yield Piece(at + "down_proj.weight", (expert_idx,))
+            yield Piece(at + "down_proj.weight", (expert_idx,), down)
         else:
-            yield Piece(at + "gate_proj.weight", (expert_idx, slice(0, width)))
-            yield Piece(at + "up_proj.weight", (expert_idx, slice(width, 2 * width)))
+            yield Piece(at + "gate_proj.weight", (expert_idx, slice(0, width)), joined)
+            yield Piece(at + "up_proj.weight", (expert_idx, slice(width, 2 * width)), joined)
 
 
 ERNIE4_5: Family = Ernie45("ernie4_5")

@@ -5,7 +5,7 @@ from typing import Any
 
 from erniechat.errors import CheckpointError, UnsupportedModelError
 from erniechat.model.ernie4_5 import ERNIE4_5, ERNIE4_5_MOE
-from erniechat.model.family import Family
+from erniechat.model.family import Family, shown
 
 FAMILIES: Mapping[str, Family] = {f.model_type: f for f in (ERNIE4_5, ERNIE4_5_MOE)}
 
@@ -24,7 +24,8 @@ def family_of(raw_config: Mapping[str, Any]) -> Family:
         )
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f'model_type "{model_type}" is not supported; this program runs {", ".join(FAMILIES)}',
+            f"model_type {shown(model_type)} is not supported; this program runs "
+            f"{', '.join(FAMILIES)}",
             "for instance baidu/ERNIE-4.5-21B-A3B-PT",
         )
     return FAMILIES[model_type]

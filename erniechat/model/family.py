@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 
 from erniechat.model.config import ModelConfig
 
+MAX_SHOWN = 80  # characters of a value in an error
+
 Role = Literal["linear", "embedding", "norm", "router", "correction_bias", "bias"]
 
 
@@ -58,10 +60,12 @@ class Piece:
     Attributes:
         name: Name in the family's table of tensors.
         index: Which part of the stored tensor: leading indices, then a row range; empty for all.
+        stored_shape: What the stored tensor must have if the piece is a part of it.
     """
 
     name: str
     index: tuple[int | slice, ...] = ()
+    stored_shape: tuple[int, ...] = ()
 
 
 class Family(Protocol):
@@ -96,3 +100,18 @@ class Family(Protocol):
 def routed_name(layer_idx: int, expert_idx: int, matrix: Literal["gate_up", "down"]) -> str:
     """Name of an expert's weight in the model."""
     return f"layers.{layer_idx}.experts.{expert_idx}.{matrix}"
+
+
+def shown(value: object) -> str:
+    """A value from a file as one short printable line; text in double quotes.
+
+    Names and values of files that others wrote can hold line breaks and terminal escapes.
+    """
+    if isinstance(value, str):
+        text = value if value.isprintable() else ascii(value)[1:-1]
+        return f'"{_cut(text)}"'
+    return _cut(ascii(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
