@@ -131,7 +131,7 @@ class Repl:
         thinks = {
             "never": "does not think",
             "always": "thinks before it answers",
-            "switchable": "thinks when asked",
+            "switchable": "can think",
         }
         parts = [info.model, info.quant, info.device, f"context {count(info.context_length)}"]
         if info.has_chat_template:

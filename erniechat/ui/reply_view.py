@@ -60,9 +60,9 @@ class ReplyView:
                 case ThinkingDelta(text):
                     self._think(text)
                 case TextDelta(text):
+                    self._end_thinking()
                     answer += self._trim.feed(text)
         if answer:
-            self._end_thinking()
             self._write_answer(visible(answer))
         self._tick()
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -21,6 +21,17 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signum
 
 
+def _tty_restorer() -> Callable[[], None]:
+    """A function that puts the terminal behind stdin back into the mode it is in now."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(0)
+    except (ImportError, OSError, ValueError, termios.error):
+        return lambda: None
+    return lambda: termios.tcsetattr(0, termios.TCSANOW, before)
+
+
 @contextmanager
 def signals_raise() -> Iterator[None]:
     """Within: the first signal raises Interrupted, the second leaves whatever hangs.
@@ -31,9 +42,11 @@ def signals_raise() -> Iterator[None]:
         yield
         return
     seen: list[int] = []
+    restore_tty = _tty_restorer()
 
     def handle(signum: int, frame: types.FrameType | None) -> None:
         if seen:
+            restore_tty()
             os._exit(128 + signum)
         seen.append(signum)
         raise Interrupted(signum)

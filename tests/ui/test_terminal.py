@@ -27,7 +27,7 @@ def test_a_chat_from_greeting_to_goodbye_leaves_the_terminal_as_it_was():
         ready(run)
         text = re.sub(r"thought for \d\.\d s", "thought for N s", run.text)
         assert text.splitlines() == [
-            "some-model · nf4 · cpu · context 4,096 · thinks when asked",
+            "some-model · nf4 · cpu · context 4,096 · can think",
             "/help lists commands · Alt-Enter new line · Esc stops an answer · Ctrl-D leaves",
             "",
             "› What is it?",
