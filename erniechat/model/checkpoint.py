@@ -221,7 +221,7 @@ def _read_header(path: Path) -> list[StoredTensor]:
             pass
         with path.open("rb") as file:
             header_nbytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_nbytes))
+            header = json.loads(file.read(header_nbytes), object_pairs_hook=_without_repeats)
     except (SafetensorError, OSError, ValueError) as exc:
         reason = shown(str(exc))[1:-1]
         raise CheckpointError(
@@ -242,6 +242,14 @@ def _read_header(path: Path) -> list[StoredTensor]:
     if any(t.offset + t.nbytes > size for t in tensors):
         raise CheckpointError(f"{path.name} is cut short", "fetch the file again")
     return sorted(tensors, key=lambda tensor: tensor.offset)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal keys a reader would silently drop one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _group(tensors: list[StoredTensor]) -> list[Stored]:

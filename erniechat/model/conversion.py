@@ -201,7 +201,9 @@ def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
         ]
         return concat_rows(chunks)
     except QuantError as exc:
-        raise CheckpointError(f"{name}: {exc}") from exc
+        raise CheckpointError(
+            f"{name}: {exc}", "fetch the file again, or choose another --quant"
+        ) from exc
 
 
 def _floats(weight: QuantTensor | Tensor) -> Tensor:

@@ -12,18 +12,20 @@ ROPE_THETA = 500_000.0  # default of both families where a config has none
 FUSED_EXPERTS = re.compile(r"model\.layers\.(0|[1-9][0-9]*)\.mlp\.experts\.(gate_up|down)_proj")
 RENAMED_BIAS = ".mlp.gate.moe_statics.e_score_correction_bias"
 HUB_BIAS = ".mlp.moe_statics.e_score_correction_bias"
-MAX_COUNT = 1 << 24  # of anything that a config counts: beyond it is a damaged file, not a model
+MAX_SIZE = 1 << 24  # beyond it is a damaged file, not a model
+MAX_COUNT = 1 << 14  # of layers, and of experts in one
 MAX_NUMBER = 1e30  # stays finite in float32
 MAX_TENSORS = 1 << 20  # the largest published checkpoint has 10 thousand
 
 
-def _integer(raw: Mapping[str, Any], key: str, default: int, low: int = 1) -> int:
+def _integer(
+    raw: Mapping[str, Any], key: str, default: int, low: int = 1, high: int = MAX_SIZE
+) -> int:
     value = raw.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= MAX_COUNT:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise CheckpointError(
-            f"config.json: {key} must be a whole number from {low} to {MAX_COUNT}, got "
-            f"{shown(value)}",
+            f"config.json: {key} must be a whole number from {low} to {high}, got {shown(value)}",
             "fetch the file again",
         )
     return value
@@ -94,7 +96,7 @@ class Ernie45:
             )
         moe = self._is_moe
         hidden_size = _integer(raw, "hidden_size", 2560 if moe else 1024)
-        num_layers = _integer(raw, "num_hidden_layers", 28 if moe else 18)
+        num_layers = _integer(raw, "num_hidden_layers", 28 if moe else 18, high=MAX_COUNT)
         num_heads = _integer(raw, "num_attention_heads", 20 if moe else 16)
         kv_default = num_heads if "num_key_value_heads" in raw else (4 if moe else 2)
         derived = hidden_size // num_heads
@@ -127,7 +129,9 @@ class Ernie45:
         layers = range(num_layers)
         return {
             "moe_layers": tuple(i for i in layers if (i + 1) % interval == 0 and start <= i <= end),
-            "num_experts": _integer(raw, _spelled(raw, "moe_num_experts", "num_experts"), 64),
+            "num_experts": _integer(
+                raw, _spelled(raw, "moe_num_experts", "num_experts"), 64, high=MAX_COUNT
+            ),
             "num_experts_per_tok": _integer(raw, _spelled(raw, "moe_k", "num_experts_per_tok"), 6),
             "moe_intermediate_size": _integer(raw, "moe_intermediate_size", 1536),
             "num_shared_experts": _integer(raw, "moe_num_shared_experts", 2, low=0),

@@ -15,7 +15,6 @@ from tests.model.checkpoints import (
     reference_model,
 )
 
-
 TOLERANCE = 1e-4  # of logits in float32; sums over other chunks are rounded otherwise
 
 
