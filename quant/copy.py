@@ -6,6 +6,8 @@ checksum of every part and of itself. The folder gets its final name only when b
 the disk, so what has the name is complete.
 """
 
+import fcntl
+import glob
 import json
 import mmap
 import os
@@ -13,6 +15,8 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -61,6 +65,26 @@ def _parts(weight: Weight) -> Mapping[str, Tensor]:
     return {"": weight} if isinstance(weight, Tensor) else weight.parts
 
 
+def _new_temporary(folder: Path) -> tuple[Path, BufferedWriter]:
+    """A folder beside the final one, and its data file, locked while the writer lives."""
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        file = (temporary / DATA_FILE).open("wb")
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another writer took it for abandoned before it was locked
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what writers of this copy left that were killed: gigabytes that no one locks."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        with suppress(OSError), (path / DATA_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class CopyWriter:
     """Writes a copy weight by weight. Use as a context manager: without `finish` nothing is kept.
 
@@ -77,8 +101,8 @@ class CopyWriter:
         self._entries: dict[str, Any] = {}
         self._meta = dict(meta)
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        self._file = (self._temporary / DATA_FILE).open("wb")
+        _remove_abandoned(folder)
+        self._temporary, self._file = _new_temporary(folder)
 
     def __enter__(self) -> "CopyWriter":
         return self
@@ -157,15 +181,7 @@ class QuantizedCopy:
         self.folder = folder
         self.meta: Mapping[str, Any] = index["meta"]
         self._entries: dict[str, Any] = index["entries"]
-        with (folder / DATA_FILE).open("rb") as file:
-            nbytes = os.fstat(file.fileno()).st_size
-            if nbytes != index["nbytes"]:
-                raise QuantError(
-                    f"{folder / DATA_FILE} has {nbytes} bytes instead of {index['nbytes']}; "
-                    "delete the folder and it will be made again"
-                )
-            # Private: the pages are the page cache's until someone writes, and no one does.
-            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._memory = _map(folder / DATA_FILE, index["nbytes"])
 
     def __iter__(self) -> Iterator[str]:
         """All names, in the order of writing."""
@@ -207,21 +223,37 @@ class QuantizedCopy:
                     )
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    text = (folder / INDEX_FILE).read_text("utf-8")
+def _map(path: Path, expected_nbytes: int) -> mmap.mmap:
     try:
-        file = json.loads(text)
+        with path.open("rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes == expected_nbytes:
+                # Private: the pages are the page cache's until someone writes, and no one does.
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except FileNotFoundError:
+        nbytes = 0
+    raise QuantError(
+        f"{path} has {nbytes} bytes instead of {expected_nbytes}; "
+        "delete the folder and it will be made again"
+    )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    data = (folder / INDEX_FILE).read_bytes()
+    try:
+        file = json.loads(data.decode("utf-8"))
         index: dict[str, Any] = file["index"]
         intact = zlib.crc32(json.dumps(index).encode()) == file["crc32"]
-    except (ValueError, KeyError, TypeError):
-        intact = False
+        version = index["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact, version = False, None
     if not intact:
         raise QuantError(
             f"{folder / INDEX_FILE} is damaged; delete the folder and it will be made again"
         )
-    if index["version"] != COPY_VERSION:
+    if version != COPY_VERSION:
         raise QuantError(
-            f"{folder} has version {index['version']} instead of {COPY_VERSION}; "
+            f"{folder} has version {version} instead of {COPY_VERSION}; "
             "delete the folder and it will be made again"
         )
     return index
