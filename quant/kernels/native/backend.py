@@ -111,6 +111,8 @@ class NativeBackend:
                 activation is not finite.
         """
         native = self._library()
+        if not experts:
+            raise QuantError("a layer of no experts cannot route tokens")
         hidden_size = experts[0].down.shape[0]
         check_activations(hidden_states, hidden_size)
         rows = hidden_states.contiguous()

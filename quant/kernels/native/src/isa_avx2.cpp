@@ -11,7 +11,7 @@ namespace {
 struct Avx2 {
   static constexpr const char* kName = "avx2";
   static constexpr int kTokens = 2, kGroups = 1;
-  static constexpr int kDirectTokens = 2, kDirectGroups = 1;
+  static constexpr int kDirectTokens = 2;
   static constexpr int kMaxDirectPacked = 2, kMaxDirectInt8 = 4;
 
   struct Words { __m256i v[2]; };
@@ -23,8 +23,8 @@ struct Avx2 {
   static __m256i load(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
-  static void prefetch(const void* p) {
-    _mm_prefetch(reinterpret_cast<const char*>(uintptr_t(p) + kPrefetchBytes), _MM_HINT_T0);
+  static void prefetch(uintptr_t p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
   }
   static Levels levels(const int8_t* values) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));

@@ -11,7 +11,7 @@ namespace {
 struct Avx512 {
   static constexpr const char* kName = "avx512";
   static constexpr int kTokens = 6, kGroups = 2;
-  static constexpr int kDirectTokens = 8, kDirectGroups = 2;
+  static constexpr int kDirectTokens = 8;
   static constexpr int kMaxDirectPacked = 8, kMaxDirectInt8 = 8;
 
   using Words = __m512i;
@@ -21,8 +21,8 @@ struct Avx512 {
 
   static __m512i bias() { return _mm512_set1_epi8(char(0x80)); }
 
-  static void prefetch(const void* p) {
-    _mm_prefetch(reinterpret_cast<const char*>(uintptr_t(p) + kPrefetchBytes), _MM_HINT_T0);
+  static void prefetch(uintptr_t p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
   }
   static Levels levels(const int8_t* values) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));

@@ -10,7 +10,7 @@ namespace {
 struct Neon {
   static constexpr const char* kName = "neon";
   static constexpr int kTokens = 3, kGroups = 1;
-  static constexpr int kDirectTokens = 3, kDirectGroups = 1;
+  static constexpr int kDirectTokens = 3;
   static constexpr int kMaxDirectPacked = 3, kMaxDirectInt8 = 6;
 
   struct Words { int8x16_t v[4]; };
@@ -18,9 +18,7 @@ struct Neon {
   struct Floats { float32x4_t v[4]; };
   using Levels = int8x16_t;
 
-  static void prefetch(const void* p) {
-    __builtin_prefetch(reinterpret_cast<const char*>(uintptr_t(p) + kPrefetchBytes));
-  }
+  static void prefetch(uintptr_t p) { __builtin_prefetch(reinterpret_cast<const char*>(p)); }
   static Levels levels(const int8_t* values) { return vld1q_s8(values); }
   static void unpack(const uint8_t* p, Levels levels, Words* pair) {
     for (int i = 0; i < 4; i++) {

@@ -6,8 +6,8 @@ namespace {
 
 struct Portable {
   static constexpr const char* kName = "portable";
-  static constexpr int kTokens = 2, kGroups = 1;              // tile of the wide product
-  static constexpr int kDirectTokens = 2, kDirectGroups = 1;  // tile that unpacks in registers
+  static constexpr int kTokens = 2, kGroups = 1;  // tile of the wide product
+  static constexpr int kDirectTokens = 2;         // tile that unpacks in registers
   static constexpr int kMaxDirectPacked = 2, kMaxDirectInt8 = 4;
 
   struct Words { int8_t v[64]; };
@@ -16,7 +16,7 @@ struct Portable {
   struct Levels { int8_t v[16]; };
   using Spread = const int8_t*;
 
-  static void prefetch(const void*) {}
+  static void prefetch(uintptr_t) {}
   static Levels levels(const int8_t* values) {
     Levels out;
     std::memcpy(out.v, values, 16);

@@ -15,7 +15,7 @@ Status run_layer(const Kernels& kernels, const Layer& layer);
 Arena& shared_arena();
 
 // Rows that one chunk of work covers: enough chunks to share evenly, long enough to stream.
-int64_t chunk_rows(int64_t num_rows, int num_threads);
+int64_t chunk_rows(int64_t num_rows, int64_t num_tokens, int num_threads);
 
 // Tokens that one chunk of the quantizing phase covers.
 constexpr int64_t kTokensPerChunk = 8;

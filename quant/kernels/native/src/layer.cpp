@@ -13,14 +13,13 @@ namespace native {
 namespace {
 
 constexpr int64_t kFeatures = 64;  // of the intermediate in a chunk: one block to quantize
-constexpr int64_t kOutRows = 32;   // of the output in a chunk
 
 // An expert with at least one token.
 struct Slot {
   const Expert* expert;
   int64_t first_pair, num_pairs;
-  int64_t first_chunk;        // of phase 2
-  Activations intermediate;   // one row a pair
+  int64_t first_chunk;  // of the gate and up phase
+  Activations intermediate;  // one row a pair
   int64_t width() const { return expert->down.num_cols; }
 };
 
@@ -33,12 +32,13 @@ struct LayerJob {
   std::vector<Token> inputs, intermediates;  // by pair
   bool split_inputs = false;
   int64_t num_gate_chunks = 0, max_pairs = 0, max_cols = 0;
+  int64_t out_rows = 0;  // of the output in a chunk of the down phase, at most kFeatures
   Activations activations;
   struct Scratch {
     float* row;       // an input as float32
     float* gate;      // [max_pairs, 64]
-    float* up;        // [max_pairs, 64]; afterwards down's result [max_pairs, 32]
-    float* sums;      // [num_tokens, 32]
+    float* up;        // [max_pairs, 64]; afterwards down's result [max_pairs, out_rows]
+    float* sums;      // [num_tokens, out_rows]
     Unpacked unpacked;
   } scratch[kMaxThreads];
   std::atomic<bool> finite{true};
@@ -90,22 +90,22 @@ void down_chunk(void* context, int64_t chunk, int thread) {
   const Kernels& kernels = job.kernels;
   const Layer& layer = job.layer;
   const auto& scratch = job.scratch[thread];
-  const int64_t first = chunk * kOutRows;
+  const int64_t step = job.out_rows, first = chunk * step;
   const int64_t rows =
-      layer.hidden_size - first < kOutRows ? layer.hidden_size - first : kOutRows;
-  for (int64_t i = 0; i < layer.num_tokens * kOutRows; i++) scratch.sums[i] = 0;
+      layer.hidden_size - first < step ? layer.hidden_size - first : step;
+  for (int64_t i = 0; i < layer.num_tokens * step; i++) scratch.sums[i] = 0;
   for (const Slot& slot : job.slots) {
     multiply_rows(kernels, slot.expert->down, first, rows,
-                  job.intermediates.data() + slot.first_pair, slot.num_pairs, scratch.up, kOutRows,
+                  job.intermediates.data() + slot.first_pair, slot.num_pairs, scratch.up, step,
                   scratch.unpacked);
     for (int64_t i = 0; i < slot.num_pairs; i++) {
       const int64_t pair = slot.first_pair + i;
-      kernels.add_scaled(scratch.up + i * kOutRows, job.pair_weights[size_t(pair)], rows,
-                         scratch.sums + job.pair_tokens[size_t(pair)] * kOutRows);
+      kernels.add_scaled(scratch.up + i * step, job.pair_weights[size_t(pair)], rows,
+                         scratch.sums + job.pair_tokens[size_t(pair)] * step);
     }
   }
   for (int64_t i = 0; i < layer.num_tokens; i++) {
-    store_row(kernels, scratch.sums + i * kOutRows, rows, layer.out, layer.dtype,
+    store_row(kernels, scratch.sums + i * step, rows, layer.out, layer.dtype,
               i * layer.hidden_size + first);
   }
 }
@@ -166,7 +166,7 @@ bool take_scratch(LayerJob& job, int num_threads) {
   nbytes += size_t(num_threads) *
             (Arena::piece_nbytes<float>(layer.hidden_size) +
              2 * Arena::piece_nbytes<float>(job.max_pairs * kFeatures) +
-             Arena::piece_nbytes<float>(layer.num_tokens * kOutRows) + Unpacked::nbytes(cols));
+             Arena::piece_nbytes<float>(layer.num_tokens * job.out_rows) + Unpacked::nbytes(cols));
   if (!arena.reserve(nbytes)) return false;
   job.activations = Activations::take(arena, layer.num_tokens, layer.hidden_size);
   for (int64_t token : job.pair_tokens) job.inputs.push_back(job.activations.token(token));
@@ -181,7 +181,7 @@ bool take_scratch(LayerJob& job, int num_threads) {
     scratch.row = arena.take<float>(layer.hidden_size);
     scratch.gate = arena.take<float>(job.max_pairs * kFeatures);
     scratch.up = arena.take<float>(job.max_pairs * kFeatures);
-    scratch.sums = arena.take<float>(layer.num_tokens * kOutRows);
+    scratch.sums = arena.take<float>(layer.num_tokens * job.out_rows);
     scratch.unpacked = Unpacked::take(arena, cols);
   }
   return true;
@@ -196,6 +196,7 @@ Status run_layer(const Kernels& kernels, const Layer& layer) {
   try {
     collect_slots(job);
     if (!one_kind(job)) return kMixedKinds;
+    job.out_rows = chunk_rows(layer.hidden_size, layer.num_tokens, pool.num_threads());
     if (!take_scratch(job, pool.num_threads())) return kNoMemory;
   } catch (const std::bad_alloc&) {
     return kNoMemory;
@@ -205,7 +206,7 @@ Status run_layer(const Kernels& kernels, const Layer& layer) {
     quantize_chunk(&job, 0, 0);
     quantize.num_chunks = 0;
   }
-  const int64_t out_chunks = (layer.hidden_size + kOutRows - 1) / kOutRows;
+  const int64_t out_chunks = (layer.hidden_size + job.out_rows - 1) / job.out_rows;
   const Phase phases[] = {
       quantize, {job.num_gate_chunks, gate_up_chunk, &job}, {out_chunks, down_chunk, &job}};
   pool.run(phases, 3);

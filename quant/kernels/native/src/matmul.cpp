@@ -75,10 +75,11 @@ Arena& shared_arena() {
   return arena;
 }
 
-int64_t chunk_rows(int64_t num_rows, int num_threads) {
-  constexpr int64_t kMost = 64, kChunksPerThread = 8;
+int64_t chunk_rows(int64_t num_rows, int64_t num_tokens, int num_threads) {
+  constexpr int64_t kMost = 64, kChunksPerThread = 8, kFewTokens = 8;
+  const int64_t least = num_tokens > kFewTokens ? kWideRows : kGroup;
   const int64_t fair = num_rows / (kChunksPerThread * num_threads) / kGroup * kGroup;
-  return fair < kGroup ? kGroup : fair > kMost ? kMost : fair;
+  return fair < least ? least : fair > kMost ? kMost : fair;
 }
 
 Status run_matmul(const Kernels& kernels, const Matrix& weight, const void* hidden_states,
@@ -88,7 +89,7 @@ Status run_matmul(const Kernels& kernels, const Matrix& weight, const void* hidd
   const int num_threads = pool.num_threads();
   MatmulJob job{kernels, weight, hidden_states, dtype, num_tokens, out};
   job.split = weight.kind == kCodebook;
-  job.rows_per_chunk = chunk_rows(weight.num_rows, num_threads);
+  job.rows_per_chunk = chunk_rows(weight.num_rows, num_tokens, num_threads);
   if (!take_scratch(job, num_threads)) return kNoMemory;
 
   Phase quantize{(num_tokens + kTokensPerChunk - 1) / kTokensPerChunk, quantize_chunk, &job};
