@@ -16,7 +16,7 @@ demo: $(VENV)/.app
 	$(BIN)/erniechat -p "What is 17 + 25?"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: lint types test
 

@@ -26,7 +26,13 @@ from erniechat.events import Progress
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import Formats, Reading, convert, plan_readings
+from erniechat.model.conversion import (
+    Formats,
+    Reading,
+    convert,
+    finished_nbytes,
+    plan_readings,
+)
 from erniechat.model.families import family_of
 from erniechat.options import LoadOptions
 from erniechat.resolve import resolve
@@ -35,9 +41,11 @@ from quant.errors import QuantError
 from quant.experts.profile import RoutingProfile, add_to_profile, profile_path
 from quant.formats import format_named
 from quant.kernels import backend_for
+from quant.memory import gpu_memory, host_memory
 
 DEFAULT_QUANT = "nf4"
 DEFAULT_MAX_CONTEXT = 32_768
+GIB = 1 << 30
 
 Report = Callable[[Progress], None]
 Warn = Callable[[str], None]
@@ -91,6 +99,7 @@ def load_engine(
     try:
         plan = make_plan(folder, options)
         set_threads(options.threads)
+        _check_memory(plan, options)
         weights = _weights(plan, options, report, warn)
         dtype = getattr(torch, options.dtype)
         decoder = assemble(plan.config, weights, plan.formats, plan.device, dtype)
@@ -188,6 +197,30 @@ def set_threads(threads: int | None) -> None:
     """Let torch use that many cores, or leave its choice."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _check_memory(plan: Plan, options: LoadOptions) -> None:
+    """Refuse before a weight is read what cannot fit.
+
+    On a CPU only weights without a copy on disk count: a mapped copy may be larger than memory.
+
+    Raises:
+        MemoryLimitError: With the bytes needed and free.
+    """
+    needed = finished_nbytes(plan.readings, plan.formats)  # also checks that shapes suit
+    gpu = gpu_memory(plan.device)
+    if gpu is not None:
+        needed += context_length(options, plan.config) * plan.config.kv_nbytes_per_token
+    elif options.copy:
+        return
+    free = (gpu or host_memory()).free_nbytes
+    if needed > free:
+        way_out = "use --4bit" if plan.quant in ("bf16", "int8") else "free some memory"
+        raise MemoryLimitError(
+            f"{options.model} in {plan.quant} needs {needed / GIB:.1f} GiB, "
+            f"{free / GIB:.1f} GiB are free on {plan.device}",
+            way_out if gpu or options.copy else f"{way_out}, or leave out --no-copy",
+        )
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -14,14 +14,17 @@ from safetensors.torch import load_file, save_file
 from erniechat.errors import (
     CheckpointError,
     ErnieChatError,
+    MemoryLimitError,
     ModelNotFoundError,
     UnsupportedModelError,
     UsageError,
 )
 from erniechat.events import Progress, TextDelta
-from erniechat.loader import load_engine, load_prompt_tools
+from erniechat.loader import load_engine, load_prompt_tools, make_plan
 from erniechat.mini import checkpoint_folder
+from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions, SamplingOptions
+from quant.memory import DeviceMemory
 from tests.engines import load_mini
 
 
@@ -245,3 +248,22 @@ def test_a_checkpoint_without_a_template_completes_text(checkpoint: Path) -> Non
     assert not engine.info.has_chat_template
     with pytest.raises(UsageError, match="no chat template"):
         engine.render_prompt([])
+
+
+def test_what_does_not_fit_is_refused_before_a_weight_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("erniechat.loader.host_memory", lambda: DeviceMemory(10 << 20, 1 << 30))
+    with pytest.raises(MemoryLimitError, match=r"mini in bf16 needs 0\.0 GiB, .* use --4bit") as c:
+        load_mini("bf16", copy=False)
+    assert c.value.exit_status == 4
+    assert load_mini("nf4", copy=False).memory().weights_nbytes < 10 << 20
+    assert load_mini("bf16").memory().weights_nbytes > 10 << 20  # mapped, so it may be larger
+
+
+def test_the_bytes_of_finished_weights_are_known_beforehand() -> None:
+    for quant in ("bf16", "int8", "nf4"):
+        plan = make_plan(checkpoint_folder(), LoadOptions(quant=quant))
+        engine = load_mini(quant, copy=False)
+        expected = engine.memory().weights_nbytes
+        assert finished_nbytes(plan.readings, plan.formats) == pytest.approx(expected, rel=0.01)

@@ -15,7 +15,7 @@ from erniechat.model.family import Dense, Family, Piece, Routed, Slot, Unused, r
 from quant.copy import Weight
 from quant.errors import QuantError
 from quant.formats import FORMATS
-from quant.formats.base import Format
+from quant.formats.base import Format, format_nbytes
 from quant.kernels.base import KernelBackend
 from quant.tensor import QuantTensor, concat_rows
 
@@ -87,6 +87,28 @@ def plan_readings(checkpoint: Checkpoint, family: Family, config: ModelConfig) -
         _check_shape(reading)
         _check_dtype(reading.stored)
     return readings
+
+
+def finished_nbytes(readings: list[Reading], formats: Formats) -> int:
+    """Bytes of all weights once they are quantized, known before one is read.
+
+    Raises:
+        UsageError: If the model's shape does not suit the format.
+    """
+    total = 0
+    for reading in readings:
+        slot = reading.slot
+        role = "linear" if isinstance(slot, Routed) else slot.role
+        if role in ("linear", "embedding"):
+            weight_format = formats.linear if role == "linear" else formats.embedding
+            out_features, in_features = slot.shape
+            try:
+                total += format_nbytes(weight_format, (out_features, in_features))
+            except QuantError as exc:
+                raise UsageError(f"{reading.piece.name}: {exc}") from exc
+        else:
+            total += 4 * torch.Size(slot.shape).numel()
+    return total
 
 
 def _refuse(names: list[str], singular: str, plural: str) -> None:
