@@ -10,18 +10,20 @@ import torch
 from quant.errors import QuantError
 from quant.kernels.base import ExpertWeights, KernelBackend
 from quant.kernels.bnb import BnbBackend
+from quant.kernels.native import NativeBackend
 from quant.kernels.reference import ReferenceBackend
 from quant.kernels.torch_ops import TorchBackend
 
 __all__ = ["BACKENDS", "PREFERENCE", "ExpertWeights", "KernelBackend", "backend_for"]
 
 BACKENDS: Mapping[str, Callable[[], KernelBackend]] = {
+    "native": NativeBackend,
     "torch": TorchBackend,
     "bnb": BnbBackend,
     "reference": ReferenceBackend,
 }
 # Fastest first. reference is left out: it serves everything, slowly, and is taken only by name.
-PREFERENCE = ("torch", "bnb")
+PREFERENCE = ("native", "torch", "bnb")
 
 
 def backend_for(format_name: str, device: torch.device, name: str = "auto") -> KernelBackend:

@@ -428,7 +428,7 @@ def test_unknown_instruction_sets_and_thread_counts_are_refused():
 
 def test_why_not_names_the_device_the_format_or_the_missing_compiler(monkeypatch, tmp_path):
     assert "run on the CPU" in NativeBackend().why_not("nf4", torch.device("cuda"))
-    assert "bf16" not in NativeBackend().why_not("bf16", CPU)
+    assert "do not serve bf16 weights" in NativeBackend().why_not("bf16", CPU)
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "none.so")
     library.find_library.cache_clear()
     assert "install a C++17 compiler" in NativeBackend().why_not("nf4", CPU)
