@@ -26,7 +26,6 @@ class ModelConfig:
         moe_intermediate_size: Width of a routed expert.
         num_shared_experts: Experts that every token uses, held as one of their joint width.
         router_norm_min: Least sum by which routing weights are divided.
-        eos_token_ids: Ids that end a text.
     """
 
     vocab_size: int
@@ -47,7 +46,6 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     num_shared_experts: int = 0
     router_norm_min: float = 1e-12
-    eos_token_ids: tuple[int, ...] = ()
 
     @property
     def kv_nbytes_per_token(self) -> int:

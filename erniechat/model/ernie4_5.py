@@ -69,12 +69,6 @@ def _rope_theta(raw: Mapping[str, Any]) -> float:
     return _number({**raw, **scaling}, "rope_theta", ROPE_THETA)
 
 
-def _eos_token_ids(raw: Mapping[str, Any]) -> tuple[int, ...]:
-    value = raw.get("eos_token_id", 2)
-    values = value if isinstance(value, list) else [value]
-    return tuple(v for v in values if isinstance(v, int))
-
-
 class Ernie45:
     """ERNIE 4.5, dense or with experts. Source: transformers, models/ernie4_5 and ernie4_5_moe.
 
@@ -115,7 +109,6 @@ class Ernie45:
             rope_theta=_rope_theta(raw),
             use_bias=use_bias,
             head_bias=use_bias and moe,
-            eos_token_ids=_eos_token_ids(raw),
             **(self._moe_values(raw, num_layers) if moe else {}),
         )
         self._check(config)
