@@ -132,7 +132,6 @@ def test_missing_keys_take_the_defaults_of_transformers(model_type):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.head_dim == 128
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"] == 500_000
-    assert ours.eos_token_ids == (theirs.eos_token_id,)
     if model_type == "ernie4_5_moe":
         assert ours.moe_layers == tuple(range(1, 28))
         assert ours.num_experts == theirs.moe_num_experts
@@ -183,11 +182,6 @@ def test_spellings_of_transformers_for_experts_are_read():
 def test_architecture_and_training_keys_do_not_matter(raw):
     old = {"architectures": [ARCHITECTURES[raw["model_type"]]]}
     assert parse({**raw, **HUB_EXTRAS, **old, "fuse_attention_ffn": True}) == parse(raw)
-
-
-def test_several_end_ids_are_kept():
-    assert parse({**MOE, "eos_token_id": [2, 7]}).eos_token_ids == (2, 7)
-    assert parse({**MOE, "eos_token_id": None}).eos_token_ids == ()
 
 
 @pytest.mark.parametrize(
