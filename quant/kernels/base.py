@@ -1,5 +1,6 @@
 """What a kernel backend is, and the layer of routed experts built from its matrix product."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -112,3 +113,21 @@ def routed_experts_by_matmul(
             out.index_add_(0, rows, result * weight_of[begin : begin + count, None])
             begin += count
     return out.to(hidden_states.dtype)
+
+
+class MatmulBackend(ABC):
+    """A backend whose layer of routed experts is built from its own matmul."""
+
+    @abstractmethod
+    def matmul(self, hidden_states: Tensor, weight: QuantTensor) -> Tensor:
+        """See `KernelBackend.matmul`."""
+
+    def routed_experts(
+        self,
+        hidden_states: Tensor,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        experts: Sequence[ExpertWeights],
+    ) -> Tensor:
+        """See `KernelBackend.routed_experts`."""
+        return routed_experts_by_matmul(self.matmul, hidden_states, topk_ids, topk_weights, experts)

@@ -1,7 +1,6 @@
 """bitsandbytes' kernels. The only file that imports it, which takes 3 s, and only when used."""
 
 import logging
-from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from quant.errors import QuantError
 from quant.formats import FORMATS
 from quant.formats.codebook import BLOCK_SIZE, Codebook4
-from quant.kernels.base import ExpertWeights, routed_experts_by_matmul
+from quant.kernels.base import MatmulBackend
 from quant.tensor import QuantTensor
 
 # Two layouts beside x16. bnb-rows: uint8 [N, K/2], the even k in the high nibble, absmax float32
@@ -64,7 +63,7 @@ def from_bnb_rows(
     return _codebook(format_name).from_rows(codes, absmax.reshape(shape[0], -1))
 
 
-class BnbBackend:
+class BnbBackend(MatmulBackend):
     """nf4 and fp4 through ``gemv_4bit``, int8 through ``int8_linear_matmul``."""
 
     name = "bnb"
@@ -146,13 +145,3 @@ class BnbBackend:
         codes = scaled.round_().to(torch.int8)
         sums: Tensor = torch.ops.bitsandbytes.int8_linear_matmul(codes, weight.parts["codes"])
         return (sums * (absmax / 127.0) * (weight.parts["absmax"] / 127.0)).to(hidden_states.dtype)
-
-    def routed_experts(
-        self,
-        hidden_states: Tensor,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        experts: Sequence[ExpertWeights],
-    ) -> Tensor:
-        """See `KernelBackend.routed_experts`."""
-        return routed_experts_by_matmul(self.matmul, hidden_states, topk_ids, topk_weights, experts)

@@ -1,17 +1,15 @@
 """The definition of every product: dequantize the whole weight, then multiply. Slow and exact."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quant.formats import FORMATS
-from quant.kernels.base import ExpertWeights, routed_experts_by_matmul
+from quant.kernels.base import MatmulBackend
 from quant.tensor import QuantTensor
 
 
-class ReferenceBackend:
+class ReferenceBackend(MatmulBackend):
     """Plain torch, any format in its own layout, any device."""
 
     name = "reference"
@@ -28,13 +26,3 @@ class ReferenceBackend:
         """See `KernelBackend.matmul`."""
         dense = FORMATS[weight.format].dequantize(weight, hidden_states.dtype)
         return F.linear(hidden_states, dense)
-
-    def routed_experts(
-        self,
-        hidden_states: Tensor,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        experts: Sequence[ExpertWeights],
-    ) -> Tensor:
-        """See `KernelBackend.routed_experts`."""
-        return routed_experts_by_matmul(self.matmul, hidden_states, topk_ids, topk_weights, experts)

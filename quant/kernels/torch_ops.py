@@ -1,12 +1,10 @@
 """torch's own packed operators: bf16 and int8 weights without a dequantized copy of the weight."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.kernels.base import ExpertWeights, routed_experts_by_matmul
+from quant.kernels.base import MatmulBackend
 from quant.tensor import QuantTensor
 
 # Above this many rows one conversion of the weight costs less than the packed operator does
@@ -17,7 +15,7 @@ MAX_PACKED_ROWS = 16
 PACKED_INPUT_STEP = 16
 
 
-class TorchBackend:
+class TorchBackend(MatmulBackend):
     """bf16 through linear; int8 through ``_weight_int8pack_mm`` or a scaled bf16 product."""
 
     name = "torch"
@@ -43,16 +41,6 @@ class TorchBackend:
             out = torch._weight_int8pack_mm(hidden_states.contiguous(), codes, ones)
             return (out.float() * scale).to(dtype)
         return (F.linear(hidden_states, codes.to(dtype)).float() * scale).to(dtype)
-
-    def routed_experts(
-        self,
-        hidden_states: Tensor,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        experts: Sequence[ExpertWeights],
-    ) -> Tensor:
-        """See `KernelBackend.routed_experts`."""
-        return routed_experts_by_matmul(self.matmul, hidden_states, topk_ids, topk_weights, experts)
 
 
 def _suits_packed(hidden_states: Tensor, codes: Tensor) -> bool:
