@@ -13,6 +13,8 @@ from torch import Tensor
 from quant.errors import QuantError
 from quant.formats import FORMATS
 from quant.formats.codebook import Codebook4
+from quant.formats.fp4 import FP4 as FP4_FORMAT
+from quant.formats.nf4 import NF4 as NF4_FORMAT
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native import (
     NativeBackend,
@@ -20,6 +22,7 @@ from quant.kernels.native import (
     default_num_threads,
     library,
     num_threads,
+    quantize_codebook,
     read_probe,
     set_num_threads,
     threads,
@@ -474,3 +477,62 @@ def test_quota_of_the_older_cgroups(tmp_path):
     assert threads.quota_cores(tmp_path) == 4.0
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     assert threads.quota_cores(tmp_path) == float("inf")
+
+
+def assert_same(actual: QuantTensor, expected: QuantTensor) -> None:
+    assert (actual.format, actual.layout, actual.shape) == (
+        expected.format,
+        expected.layout,
+        expected.shape,
+    )
+    for name, part in expected.parts.items():
+        assert torch.equal(actual.parts[name], part)
+
+
+@needs_library
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("weight_format", [NF4_FORMAT, FP4_FORMAT], ids=lambda f: f.name)
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 5),
+    blocks=st.integers(1, 4),
+    exponent=st.integers(-40, 4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_native_codes_and_scales_are_those_of_the_format(
+    path, weight_format, groups, blocks, exponent, dtype, seed
+):
+    weight = normal(seed, 16 * groups, 64 * blocks) * 10.0**exponent
+    weight[3] = 0
+    weight[5, :16] = weight[5].abs().max() * weight_format.codebook  # exactly on the values
+    weight = weight.to(dtype)
+    poison_memory()
+    assert_same(quantize_codebook(weight, weight_format, path=path), weight_format.quantize(weight))
+
+
+@needs_library
+@pytest.mark.parametrize("weight_format", [NF4_FORMAT, FP4_FORMAT], ids=lambda f: f.name)
+def test_a_weight_halfway_between_two_values_takes_the_lower(weight_format):
+    values = weight_format.codebook.sort().values
+    weight = torch.zeros(16, 64)
+    weight[:, :15] = (values[:-1] + values[1:]) / 2
+    weight[:, 63] = 1.0
+    assert_same(quantize_codebook(weight, weight_format), weight_format.quantize(weight))
+
+
+@needs_library
+def test_weights_that_cannot_be_quantized_are_refused():
+    for value in (float("nan"), float("inf")):
+        damaged = normal(15, 16, 64)
+        damaged[2, 7] = value
+        with pytest.raises(QuantError, match="NaN or infinite"):
+            quantize_codebook(damaged, NF4_FORMAT)
+    with pytest.raises(QuantError, match="does not fit float16"):
+        quantize_codebook(torch.full((16, 64), 1e5), NF4_FORMAT)
+    with pytest.raises(QuantError, match="not a multiple of block_size"):
+        quantize_codebook(normal(15, 16, 60), NF4_FORMAT)
+    with pytest.raises(QuantError, match="takes bfloat16 or float32"):
+        quantize_codebook(normal(15, 16, 64).double(), NF4_FORMAT)
+    with pytest.raises(QuantError, match='no instruction set "sse"'):
+        quantize_codebook(normal(15, 16, 64), NF4_FORMAT, path="sse")

@@ -1,7 +1,17 @@
 """The compiled library: loading it, and its C interface as ctypes sees it (src/native.h)."""
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int8, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_float,
+    c_int8,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint64,
+    c_void_p,
+)
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,7 +20,7 @@ from quant.errors import QuantError
 from quant.kernels.native.build import LIBRARY
 from quant.kernels.native.threads import default_num_threads
 
-ABI = 1
+ABI = 2
 CODEBOOK, INT8 = 0, 1
 FLOAT32, BFLOAT16 = 0, 1
 
@@ -63,6 +73,22 @@ class Layer(Structure):
     )
 
 
+class Encoding(Structure):
+    """A float weight to be quantized; see src/native.h."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("codes", c_void_p),
+        ("absmax", c_void_p),
+        ("num_rows", c_int64),
+        ("num_cols", c_int64),
+        ("dtype", c_int32),
+        ("path", c_int32),
+        ("bounds", c_float * 16),
+        ("code_of_rank", c_uint8 * 16),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """A loaded library.
@@ -97,6 +123,7 @@ def open_library(path: Path) -> Library:
         *(c_int32, c_int64, c_void_p),
     )
     handle.native_layer.argtypes = (POINTER(Layer),)
+    handle.native_encode.argtypes = (POINTER(Encoding),)
     handle.native_read.argtypes = (c_void_p, c_int64)
     handle.native_read.restype = c_uint64
     paths: list[str] = []

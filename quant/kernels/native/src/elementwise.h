@@ -29,6 +29,15 @@ inline float half_to_float(uint16_t half) {
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
+// Rounds half to even. For x in [0, 65504].
+inline uint16_t float_to_half(float x) {
+  const uint32_t bits = bits_of(x);
+  if (bits < 0x38800000u) {  // below 2^-14: adding 0.5 shifts a subnormal half into place
+    return uint16_t(bits_of(x + 0.5f) - 0x3f000000u);
+  }
+  return uint16_t((bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13);
+}
+
 // Round half to even for |x| < 2^22: adding 1.5 · 2^23 leaves no bits for a fraction.
 constexpr float kRound = 12582912.0f;
 
@@ -113,6 +122,31 @@ inline float exp_approx(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   return p * float_of(uint32_t(int32_t(n) + 127) << 23);
+}
+
+// Source: torch.bucketize: the rank is the number of bounds below the value. Bit-equal to
+// quant.formats.codebook.Codebook4.encode, and so to bitsandbytes.
+bool encode_block(const float* x, const float* bounds, const uint8_t* code_of_rank,
+                  uint32_t* words, float* absmax) {
+  uint32_t largest = 0;
+  for (int i = 0; i < kBlock; i++) {
+    const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  *absmax = largest >= 0x7f800000u ? 0.0f : float_of(largest);
+  const float inverse = 1.0f / (*absmax > 1e-38f ? *absmax : 1e-38f);
+  int32_t ranks[kBlock] = {};
+  float scaled[kBlock];
+  for (int i = 0; i < kBlock; i++) scaled[i] = x[i] * inverse;
+  for (int bound = 0; bound < 15; bound++) {
+    for (int i = 0; i < kBlock; i++) ranks[i] += scaled[i] > bounds[bound];
+  }
+  for (int t = 0; t < 8; t++) {
+    uint32_t word = 0;
+    for (int j = 0; j < 8; j++) word |= uint32_t(code_of_rank[ranks[8 * t + j]]) << (4 * j);
+    words[t] = word;
+  }
+  return largest < 0x7f800000u;
 }
 
 void swiglu(const float* gate, const float* up, int64_t n, float* out) {

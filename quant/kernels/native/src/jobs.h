@@ -1,4 +1,4 @@
-// The two jobs of the library: a product with one weight, and a layer of experts.
+// The jobs of the library: a product with one weight, a layer of experts, quantizing a weight.
 #pragma once
 #include "kernels.h"
 #include "native.h"
@@ -7,10 +7,12 @@
 
 namespace native {
 
-// Both hold the pool's guard while they run, and share one arena.
+// All hold the pool's guard while they run, and the first two share one arena.
 Status run_matmul(const Kernels& kernels, const Matrix& weight, const void* hidden_states,
                   int32_t dtype, int64_t num_tokens, void* out);
 Status run_layer(const Kernels& kernels, const Layer& layer);
+
+Status run_encoding(const Kernels& kernels, const Encoding& encoding);
 
 Arena& shared_arena();
 

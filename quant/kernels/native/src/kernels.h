@@ -36,6 +36,10 @@ struct Kernels {
   void (*int8_rows)(const int8_t* codes, const float* absmax, float unit, int64_t num_cols,
                     int64_t num_rows, const Token* tokens, int64_t n, float* out, int64_t ld);
 
+  // One block of 64 weights to eight words of codes, and its absmax. False if one is not finite.
+  bool (*encode_block)(const float* x, const float* bounds, const uint8_t* code_of_rank,
+                       uint32_t* words, float* absmax);
+
   // Unpacks groups of 16 rows to int8 [num_blocks · 16, 16, 4] with float scales [num_blocks, 16].
   void (*expand_packed)(const uint8_t* codes, const uint16_t* absmax, const int8_t* levels,
                         int64_t num_blocks, int64_t num_groups, int8_t* wide, float* scales);

@@ -42,6 +42,19 @@ struct Expert {
   Matrix down;     // [H, I]
 };
 
+// A float weight to be quantized to codebook codes and their absmax, in Matrix's layout.
+struct Encoding {
+  const void* weight;  // [num_rows, num_cols] of dtype; rows % 16 == 0, cols % 64 == 0
+  void* codes;
+  void* absmax;
+  int64_t num_rows;
+  int64_t num_cols;
+  int32_t dtype;
+  int32_t path;
+  float bounds[16];  // 15 of them, ascending, halfway between neighbouring values
+  uint8_t code_of_rank[16];
+};
+
 // One layer of experts. `shared` experts serve every token with weight 1; they are further slots
 // of the same parallel region.
 struct Layer {
