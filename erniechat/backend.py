@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from erniechat.chat.conversation import Message, ThinkingSupport, ThinkMode
 from erniechat.events import StreamEvent
-from erniechat.options import SamplingOptions
+from erniechat.options import SamplingOptions, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,29 @@ class ChatBackend(Protocol):
         *,
         tools: Sequence[dict[str, Any]] = (),
         think: ThinkMode = "auto",
+        part: Message | None = None,
+        structure: Structure | None = None,
     ) -> Iterator[StreamEvent]:
         """Answer a conversation; the last event is always a TurnEnd.
 
+        Args:
+            messages: The conversation.
+            sampling: How tokens are chosen.
+            tools: What the model may call.
+            think: Whether it thinks.
+            part: What there is of the answer already; only what follows it is told.
+            structure: What the answer must be; the thinking is free.
+
         Raises:
-            UsageError: If the model cannot think as asked, or has no chat template.
+            UsageError: If the model cannot think as asked, has no chat template, or the structure
+                cannot be used.
             ContextLengthError: If the prompt leaves no room for an answer.
         """
         ...
 
-    def stream_completion(self, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
+    def stream_completion(
+        self, text: str, sampling: SamplingOptions, *, structure: Structure | None = None
+    ) -> Iterator[StreamEvent]:
         """Go on from raw text, without a chat template; yields TextDelta and a TurnEnd."""
         ...
 

@@ -12,11 +12,11 @@ import torch
 from erniechat.backend import MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
-from erniechat.chat.tags import Section, tags_without_id
-from erniechat.chat.template import ChatTemplate, Prompt
-from erniechat.chat.tokenizer import Tokenizer
+from erniechat.chat.tags import Section
+from erniechat.chat.template import Prompt
 from erniechat.errors import ContextLengthError, UsageError
 from erniechat.events import (
+    BudgetReached,
     FinishReason,
     Progress,
     Seconds,
@@ -27,62 +27,13 @@ from erniechat.events import (
     Usage,
 )
 from erniechat.generation.generate import Limits, decode, prefill
+from erniechat.generation.guide import Guide, ThinkingBudget
 from erniechat.generation.sampling import Sampler
+from erniechat.generation.structure import StructureGuide
 from erniechat.model.decoder import Decoder
-from erniechat.options import SamplingOptions
+from erniechat.options import SamplingOptions, Structure
+from erniechat.prompts import PromptTools
 from quant.memory import process_memory
-
-
-class PromptTools:
-    """Template and tokenizer together: all that making a prompt needs. No weights.
-
-    Args:
-        tokenizer: The checkpoint's.
-        template: The checkpoint's, None for a base model.
-        model: Its name, for messages.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, model: str) -> None:
-        self.tokenizer = tokenizer
-        self.template = template
-        self._model = model
-
-    def prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[dict[str, Any]] = (),
-        think: ThinkMode = "auto",
-    ) -> Prompt:
-        """Render a conversation.
-
-        Raises:
-            UsageError: If the model has no template, or cannot do what is asked.
-        """
-        if self.template is None:
-            raise UsageError(
-                f"{self._model} has no chat template, it only continues text", "use --raw"
-            )
-        return self.template.render(messages, tools=tools, think=think)
-
-    def render_prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[dict[str, Any]] = (),
-        think: ThinkMode = "auto",
-    ) -> str:
-        """See `ChatBackend.render_prompt`."""
-        return self.prompt(messages, tools=tools, think=think).text
-
-    def count_tokens(self, text: str) -> int:
-        """See `ChatBackend.count_tokens`."""
-        return len(self.tokenizer.encode(text))
-
-    def parser(self, starts_in: Section) -> ReplyParser:
-        """A parser for one reply to a rendered prompt."""
-        tags = self.template.tags if self.template else frozenset[str]()
-        return ReplyParser(starts_in, text_tags=tags_without_id(tags, self.tokenizer.tag_ids))
 
 
 @dataclass(slots=True)
@@ -96,15 +47,24 @@ class _Turn:
     read_seconds: float = 0.0
     has_called: bool = False
     finish_reason: FinishReason = "length"
+    budget_told: bool = False
 
-    def end(self, seed: int) -> TurnEnd:
+    def end(self, seed: int, guides: Sequence[Guide] = ()) -> TurnEnd:
         reason = self.finish_reason
         if reason == "stop" and self.has_called:
             reason = "tool_calls"
         thinking, answer = self.tokens["thinking"], self.tokens["answer"]
         usage = Usage(self.prompt, self.cached, thinking, answer)
         seconds = Seconds(self.read_seconds, self.seconds["thinking"], self.seconds["answer"])
-        return TurnEnd(reason, usage, seconds, seed)
+        is_complete = all(g.is_complete for g in guides if isinstance(g, StructureGuide))
+        return TurnEnd(reason, usage, seconds, seed, is_complete)
+
+    def tell_budget(self, guides: Sequence[Guide]) -> list[StreamEvent]:
+        """Once, that the thinking was closed."""
+        if self.budget_told or not any(isinstance(g, ThinkingBudget) and g.is_used for g in guides):
+            return []
+        self.budget_told = True
+        return [BudgetReached(self.tokens["thinking"])]
 
 
 class Engine:
@@ -151,20 +111,24 @@ class Engine:
         *,
         tools: Sequence[dict[str, Any]] = (),
         think: ThinkMode = "auto",
+        part: Message | None = None,
+        structure: Structure | None = None,
     ) -> Iterator[StreamEvent]:
         """See `ChatBackend.stream_reply`."""
         self._cancelled.clear()
         prompt = self.prompts.prompt(messages, tools=tools, think=think)
-        input_ids = self.prompts.tokenizer.encode(prompt.text)
-        return self._run(input_ids, self.prompts.parser(prompt.starts_in), sampling)
+        prompt = self.prompts.with_part(prompt, part)
+        parser = self.prompts.parser(prompt.starts_in, is_continued=part is not None)
+        return self._run(prompt, parser, sampling, structure)
 
-    def stream_completion(self, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
+    def stream_completion(
+        self, text: str, sampling: SamplingOptions, *, structure: Structure | None = None
+    ) -> Iterator[StreamEvent]:
         """See `ChatBackend.stream_completion`."""
         self._cancelled.clear()
-        input_ids = self.prompts.tokenizer.encode(text)
-        if not input_ids:
+        if not text:
             raise UsageError("the prompt is empty", "give some text to continue")
-        return self._run(input_ids, None, sampling)
+        return self._run(Prompt(text, "answer"), None, sampling, structure)
 
     def render_prompt(
         self,
@@ -204,9 +168,14 @@ class Engine:
             on_close(self)
 
     def _run(
-        self, input_ids: list[int], parser: ReplyParser | None, sampling: SamplingOptions
+        self,
+        prompt: Prompt,
+        parser: ReplyParser | None,
+        sampling: SamplingOptions,
+        structure: Structure | None,
     ) -> Iterator[StreamEvent]:
         """Read the prompt and generate; parser None passes all text on."""
+        input_ids = self.prompts.tokenizer.encode(prompt.text)
         context_length = self._info.context_length
         room = context_length - len(input_ids)
         if room < 1:
@@ -222,7 +191,9 @@ class Engine:
             min(room, options.max_tokens or room),
             self.prompts.tokenizer.num_tokens,
         )
-        return self._stream(input_ids, parser, _sampler(options), limits, seed)
+        guides: list[Guide] = [*self.prompts.budget(options.think_budget, parser)]
+        guides += self.prompts.structure(structure, prompt, parser, self._stop_ids)
+        return self._stream(input_ids, parser, _sampler(options), limits, seed, guides)
 
     def _stream(
         self,
@@ -231,6 +202,7 @@ class Engine:
         sampler: Sampler,
         limits: Limits,
         seed: int,
+        guides: Sequence[Guide],
     ) -> Iterator[StreamEvent]:
         turn = _Turn(prompt=len(input_ids))
         began = time.perf_counter()
@@ -257,18 +229,24 @@ class Engine:
                 limits,
                 generator,
                 self._cancelled.is_set,
+                guides,
             )
-            yield from self._events(token_ids, parser, turn)
-        yield turn.end(seed)
+            yield from self._events(token_ids, parser, turn, guides)
+        yield turn.end(seed, guides)
 
     def _events(
-        self, token_ids: Iterator[int], parser: ReplyParser | None, turn: _Turn
+        self,
+        token_ids: Iterator[int],
+        parser: ReplyParser | None,
+        turn: _Turn,
+        guides: Sequence[Guide],
     ) -> Iterator[StreamEvent]:
         """Decode and parse tokens as they come, and count and time them by section."""
         decoder = self.prompts.tokenizer.stream_decoder()
         clock = time.perf_counter()
         for token_id in token_ids:
             self.num_tokens_seen += 1
+            yield from turn.tell_budget(guides)
             section: Section = parser.section if parser else "answer"
             turn.tokens[section] += 1
             if token_id in self._stop_ids:

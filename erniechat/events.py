@@ -21,6 +21,13 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetReached:
+    """The thinking was closed because its budget of tokens is used."""
+
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A complete call of a tool; ``arguments`` is a JSON object as text."""
 
@@ -62,12 +69,16 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
-    """The last event of a reply. ``seed`` repeats the reply when given again."""
+    """The last event of a reply. ``seed`` repeats the reply when given again.
+
+    ``is_complete`` is false where a structure was asked for and the answer ends before it does.
+    """
 
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
     seconds: Seconds = field(default_factory=Seconds)
     seed: int = 0
+    is_complete: bool = True
 
 
-StreamEvent = ThinkingDelta | TextDelta | ToolCall | Progress | TurnEnd
+StreamEvent = ThinkingDelta | TextDelta | BudgetReached | ToolCall | Progress | TurnEnd

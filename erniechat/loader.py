@@ -20,7 +20,7 @@ from erniechat.chat.generation_defaults import (
 )
 from erniechat.chat.template import ChatTemplate
 from erniechat.chat.tokenizer import Tokenizer
-from erniechat.engine import Engine, PromptTools
+from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError, UsageError
 from erniechat.events import Progress
 from erniechat.model.assembly import assemble
@@ -35,6 +35,7 @@ from erniechat.model.conversion import (
 )
 from erniechat.model.families import family_of
 from erniechat.options import LoadOptions
+from erniechat.prompts import PromptTools
 from erniechat.resolve import resolve
 from quant.copy import COPY_VERSION, CopyWriter, MemoryWeights, QuantizedCopy, WeightSource
 from quant.errors import QuantError

@@ -1,38 +1,18 @@
-"""Every setting, once: frozen, checked on creation; one table feeds flags, environment and /set.
+"""Every setting, once: frozen, checked on creation; one table feeds flags, files and /set.
 
 A setting is a dataclass field made by `setting()`; `OPTIONS` collects them all. The flag is
-``--temperature``, the environment variable ``ERNIECHAT_TEMPERATURE``, and in the REPL, where
-``live`` is true, ``/set temperature``.
+``--temperature``, the environment variable ``ERNIECHAT_TEMPERATURE``, the key in config.toml
+``temperature``, and in the REPL, where ``live`` is true, ``/set temperature``.
 """
 
 import dataclasses
-import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from erniechat.errors import UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What a setting's values must satisfy and how it is explained."""
-
-    help: str
-    metavar: str = ""
-    short: str = ""
-    choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    live: bool = False
-
-
-def setting(default: Any, help: str, **spec: Any) -> Any:
-    """A dataclass field that is a setting."""
-    return dataclasses.field(default=default, metadata={"spec": Spec(help, **spec)})
+from erniechat.option import Option, plain_type, setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +68,9 @@ class SamplingOptions:
     max_tokens: int | None = setting(
         None, "most tokens of a reply; default: what the context holds", low=1, live=True
     )
+    think_budget: int | None = setting(
+        None, "most tokens of thinking; then the answer begins", low=0, live=True
+    )
     seed: int | None = setting(None, "repeat a reply", low=0, high=2**63 - 1, live=True)
 
     def __post_init__(self) -> None:
@@ -118,6 +101,8 @@ class DisplayOptions:
     )
     color: str = setting("auto", "colours", choices=("auto", "always", "never"))
     plain: bool = setting(False, "no cursor motion, no redrawing, no Markdown")
+    screen_reader: bool = setting(False, "whole sentences and paragraphs, as with --plain")
+    stats: bool = setting(False, "after an answer: tokens, times, context and memory, on stderr")
     quiet: bool = setting(False, "nothing but the answer and errors", short="-q")
     verbose: bool = setting(False, "say more on stderr", short="-v")
 
@@ -126,112 +111,45 @@ class DisplayOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """One row of the table: a setting, where it lives, its type and its rule."""
+class ChatOptions:
+    """The conversation: its system prompt, what is kept on disk, what does not fit."""
 
-    name: str
-    owner: type
-    type: type
-    default: Any
-    spec: Spec
+    system: str | None = setting(
+        None, "system prompt, or the file that holds it", metavar="TEXT|@FILE"
+    )
+    save: bool | None = setting(
+        None, "keep the conversation on disk; default: in the chat yes, for one answer no"
+    )
+    history: bool = setting(True, "keep what was typed for the next chat")
+    overflow: str = setting(
+        "refuse",
+        "a prompt beyond the context: refuse it, or keep its head, its tail, or both ends",
+        choices=("refuse", "head", "tail", "middle"),
+    )
+    timeout: float | None = setting(
+        None, "give up after so many seconds (status 124)", above=0.0, metavar="SECONDS"
+    )
 
-    @property
-    def flag(self) -> str:
-        """The long command-line flag."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return "ERNIECHAT_" + self.name.upper()
-
-    @property
-    def rule(self) -> str:
-        """What values are allowed, in words."""
-        if self.spec.choices:
-            return "one of " + ", ".join(self.spec.choices)
-        kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        parts = [kind[self.type]]
-        if self.spec.above is not None:
-            parts.append(f"above {self.spec.above:g}")
-        if self.spec.low is not None:
-            parts.append(f"at least {self.spec.low:.16g}")
-        if self.spec.high is not None:
-            parts.append(f"at most {self.spec.high:.16g}")
-        return parts[0] + (" " + " and ".join(parts[1:]) if parts[1:] else "")
-
-    def check(self, value: Any, source: str = "") -> None:
-        """Refuse a value that the rule forbids.
-
-        Args:
-            value: A value of the option's type.
-            source: What the message calls the setting; the flag if empty.
-
-        Raises:
-            UsageError: With the source, the value and the rule.
-        """
-        if self.breaks_rule(value):
-            raise UsageError(f'{source or self.flag} must be {self.rule}, got "{value}"')
-
-    def breaks_rule(self, value: Any) -> bool:
-        """Whether the rule forbids a value of the option's type."""
-        spec = self.spec
-        wrong = bool(spec.choices) and value not in spec.choices
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            wrong = wrong or not math.isfinite(value)
-            wrong = wrong or (spec.low is not None and value < spec.low)
-            wrong = wrong or (spec.high is not None and value > spec.high)
-            wrong = wrong or (spec.above is not None and value <= spec.above)
-        return wrong
-
-    def parse(self, text: str, source: str = "") -> Any:
-        """The value that a text stands for.
-
-        Args:
-            text: As typed.
-            source: What the message calls the setting; the flag if empty.
-
-        Raises:
-            UsageError: With the source, the text and the rule.
-        """
-        value: Any = text
-        if self.type is bool:
-            value = {"1": True, "true": True, "yes": True, "on": True}.get(text.lower())
-            if value is None and text.lower() in ("0", "false", "no", "off", ""):
-                value = False
-        elif self.type in (int, float):
-            try:
-                value = self.type(text)
-            except ValueError:
-                value = None
-        if value is None or self.breaks_rule(value):
-            raise UsageError(f'{source or self.flag} must be {self.rule}, got "{text}"')
-        return value
-
-
-def _plain_type(annotation: Any) -> type:
-    """The type behind ``X`` or ``X | None``."""
-    if isinstance(annotation, types.UnionType):
-        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
-    return typing.cast(type, annotation)
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def _options_of(owner: type) -> list[Option]:
     hints = typing.get_type_hints(owner)
     return [
-        Option(f.name, owner, _plain_type(hints[f.name]), f.default, f.metadata["spec"])
+        Option(f.name, owner, plain_type(hints[f.name]), f.default, f.metadata["spec"])
         for f in dataclasses.fields(owner)
     ]
 
 
 OPTIONS: Mapping[str, Option] = {
     option.name: option
-    for owner in (LoadOptions, SamplingOptions, DisplayOptions)
+    for owner in (LoadOptions, SamplingOptions, DisplayOptions, ChatOptions)
     for option in _options_of(owner)
 }
 
 
-def check(options: LoadOptions | SamplingOptions | DisplayOptions) -> None:
+def check(options: LoadOptions | SamplingOptions | DisplayOptions | ChatOptions) -> None:
     """Check every value of an options object against its rule.
 
     Raises:
@@ -243,13 +161,26 @@ def check(options: LoadOptions | SamplingOptions | DisplayOptions) -> None:
             OPTIONS[f.name].check(value)
 
 
-OptionsT = TypeVar("OptionsT", LoadOptions, SamplingOptions, DisplayOptions)
+OptionsT = TypeVar("OptionsT", LoadOptions, SamplingOptions, DisplayOptions, ChatOptions)
 
 
 def build(owner: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """An options object from a mapping that may hold other objects' settings too."""
     names = {f.name for f in dataclasses.fields(owner)}
     return owner(**{name: value for name, value in values.items() if name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What the answer must be: JSON of a schema, or a text of a grammar or regular expression."""
+
+    kind: Literal["json_schema", "grammar", "regex"]
+    text: str
+
+    @property
+    def flag(self) -> str:
+        """The flag that asks for it."""
+        return "--" + self.kind.replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)

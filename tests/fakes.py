@@ -18,7 +18,7 @@ from erniechat.events import (
     TurnEnd,
     Usage,
 )
-from erniechat.options import SamplingOptions
+from erniechat.options import SamplingOptions, Structure
 
 GIB = 1 << 30
 
@@ -59,6 +59,8 @@ class Asked:
     tools: tuple[dict[str, Any], ...] = ()
     think: ThinkMode = "auto"
     text: str = ""
+    part: Message | None = None
+    structure: Structure | None = None
 
 
 INFO = ModelInfo(
@@ -101,13 +103,17 @@ class FakeBackend:
         *,
         tools: Sequence[dict[str, Any]] = (),
         think: ThinkMode = "auto",
+        part: Message | None = None,
+        structure: Structure | None = None,
     ) -> Iterator[StreamEvent]:
-        asked = Asked(list(messages), sampling, tuple(tools), think)
+        asked = Asked(list(messages), sampling, tuple(tools), think, part=part, structure=structure)
         prompt = self.render_prompt(messages, tools=tools, think=think)
         return self._play(asked, prompt)
 
-    def stream_completion(self, text: str, sampling: SamplingOptions) -> Iterator[StreamEvent]:
-        return self._play(Asked([], sampling, text=text), text)
+    def stream_completion(
+        self, text: str, sampling: SamplingOptions, *, structure: Structure | None = None
+    ) -> Iterator[StreamEvent]:
+        return self._play(Asked([], sampling, text=text, structure=structure), text)
 
     def _play(self, asked: Asked, prompt: str) -> Iterator[StreamEvent]:
         self._cancelled.clear()

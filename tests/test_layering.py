@@ -16,7 +16,15 @@ PACKAGES = ("erniechat", "quant")
 # Bottom first; each rank is a list of groups, and a module may import its own group and any below.
 RANKS = (
     (("quant",),),
-    (("erniechat", "erniechat.events", "erniechat.options", "erniechat.errors"),),
+    (
+        (
+            "erniechat",
+            "erniechat.events",
+            "erniechat.option",
+            "erniechat.options",
+            "erniechat.errors",
+        ),
+    ),
     (("erniechat.model",), ("erniechat.chat",)),
     (("erniechat.generation",),),
     (("erniechat.backend",),),
@@ -27,6 +35,7 @@ RANKS = (
             "erniechat.bench",
             "erniechat.quality",
             "erniechat.engine",
+            "erniechat.prompts",
         ),
         ("erniechat.ui",),
     ),
@@ -40,6 +49,7 @@ LIGHT = (
     "erniechat.chat",
     "erniechat.backend",
     "erniechat.events",
+    "erniechat.option",
     "erniechat.options",
     "erniechat.errors",
     "erniechat.__main__",

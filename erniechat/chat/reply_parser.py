@@ -56,6 +56,7 @@ class ReplyParser:
         starts_in: The section that the prompt leaves open (`Prompt.starts_in`).
         text_tags: Tags to find in plain text, because the tokenizer has no ids for them.
         make_call_id: Makes the ids of tool calls.
+        is_continued: Whether the section has begun already, so that white space is its own.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ReplyParser:
         *,
         text_tags: Collection[str] = (),
         make_call_id: Callable[[], str] = new_call_id,
+        is_continued: bool = False,
     ) -> None:
         self._section = starts_in
         self._text_tags = tuple(text_tags)
@@ -73,11 +75,11 @@ class ReplyParser:
         self._partial = ""  # may be the beginning of a tag
         self._newlines = ""  # dropped if a closing tag comes next
         # White space still to be dropped: any number of its characters, or each once, in order.
-        self._drop_white = starts_in == "answer"
+        self._drop_white = starts_in == "answer" and not is_continued
         self._drop_once = ""
         self._call: list[str] | None = None  # what came since <tool_call>
-        self._has_thought = False
-        self._has_answered = False
+        self._has_thought = is_continued
+        self._has_answered = is_continued and starts_in == "answer"
 
     @property
     def section(self) -> Section:

@@ -9,6 +9,7 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
 from erniechat.chat.checkpoint_files import read_special_tokens, read_template_sources
+from erniechat.chat.continuation import ReplyFrame, find_frame
 from erniechat.chat.conversation import Message, ThinkingSupport, ThinkMode
 from erniechat.chat.sandbox import TemplateRefusal, make_environment
 from erniechat.chat.tags import END_THINK, THINK, Section, section_after, tags_in
@@ -128,6 +129,13 @@ class ChatTemplate:
         if think == "off" and starts_in == "thinking":
             return Prompt(text + f"{END_THINK}\n", "answer")
         return Prompt(text, starts_in)
+
+    def frame(self) -> ReplyFrame:
+        """What the template writes around a reply's thoughts and answer."""
+        try:
+            return find_frame(self._render)
+        except UsageError:  # refuses a conversation that ends with an answer
+            return ReplyFrame(f"\n{END_THINK}", "", "")
 
     def writes(self, token: str) -> bool:
         """Whether the template puts a token into the prompt of an ordinary conversation."""

@@ -26,12 +26,14 @@ class Tokenizer:
         tag_ids: The tags of a reply that are tokens of their own, by id. Empty for the PT models,
             where "<think>" is ordinary text.
         special_ids: Tokens that are flagged special; `decode` leaves them out.
+        markup_ids: Special tokens, turn marks and tags: all that is no text of a reply.
         turn_end_ids: The ids of what may end a turn, by text: END_OF_TEXT and TURN_ENDS.
     """
 
     num_tokens: int
     tag_ids: Mapping[int, str]
     special_ids: frozenset[int]
+    markup_ids: frozenset[int]
     turn_end_ids: Mapping[str, int]
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -49,6 +51,7 @@ class Tokenizer:
         hidden = (marks[text] for text in _HIDDEN_MARKS if text in marks)
         # A file may flag tags as special; the parser needs them all the same.
         self._hidden_ids = self.special_ids.union(hidden).difference(self.tag_ids)
+        self.markup_ids = self._hidden_ids.union(self.tag_ids)
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self._byte_ids = frozenset(
             idx for idx in map(backend.token_to_id, names) if idx is not None and idx not in added
@@ -100,6 +103,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens, turn marks and padding are nothing, tags their text."""
         return self._decode([token_id for token_id in ids if self._is_visible(token_id)])
+
+    def to_json(self) -> str:
+        """The tokenizer.json that this is."""
+        text: str = self._backend.to_str()
+        return text
 
     def token_id(self, text: str) -> int | None:
         """The id of the token with this very text, if there is one."""

@@ -1,12 +1,13 @@
 """Prefill, then decode: an iterator of token ids over a model and its KV cache."""
 
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
 from erniechat.model.kv_cache import KVCache
 
@@ -76,6 +77,7 @@ def decode(
     limits: Limits,
     generator: torch.Generator,
     cancelled: Callable[[], bool],
+    guides: Sequence[Guide] = (),
 ) -> Iterator[int]:
     """Generate token ids, a stop token included, until one of the limits or cancel.
 
@@ -90,10 +92,16 @@ def decode(
         limits: When it ends.
         generator: Source of randomness, on the CPU.
         cancelled: Asked before each step.
+        guides: Narrow the choice, each what those before it left.
     """
     seen_ids = list(kv_cache.token_ids)
     for step in range(limits.max_tokens):
-        token_id = sampler.choose(logits[: limits.num_tokens], seen_ids, generator)
+        logits = logits[: limits.num_tokens]
+        for guide in guides:
+            logits = guide.constrain(logits)
+        token_id = sampler.choose(logits, seen_ids, generator)
+        for guide in guides:
+            guide.accept(token_id)
         seen_ids.append(token_id)
         yield token_id
         if token_id in limits.stop_ids or step + 1 == limits.max_tokens or cancelled():
