@@ -3,10 +3,10 @@
     python -m tests.bench.cpu_vs_llama --llama-bench PATH [--layers 14] [--quant nf4] [--rounds 5]
 
 Both run random weights of the 21B shape with that many layers, ours in nf4 (or int8), theirs in
-Q4_0 (or Q8_0) from a GGUF that this script writes with the ``gguf`` package. They take turns, so that a
-machine whose speed drifts treats both alike; the ratio is of medians. A plain read of memory on the
-same threads stands beside each round. llama.cpp's source is inside the ``llama-cpp-python`` source
-package; build its target llama-bench.
+Q4_0 (or Q8_0) from a GGUF that this script writes with the ``gguf`` package. They take turns, so
+that a machine whose speed drifts treats both alike; the ratio is of medians. A plain read of memory
+on the same threads stands beside each round. llama.cpp's source is inside the ``llama-cpp-python``
+source package; build its target llama-bench.
 """
 
 import argparse
