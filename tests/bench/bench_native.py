@@ -1,7 +1,8 @@
 """Speed of the native kernels against a plain read of memory, bitsandbytes and torch in bf16.
 
 Each row alternates all contestants for some rounds and prints the best of each, since other work
-on the machine only ever slows one down. Usage: ``python tests/bench/bench_native.py [--rounds 7]``
+on the machine only ever slows one down. Usage: ``python tests/bench/bench_native.py [--rounds 7]``.
+On a machine with other work, ``--cpu-time`` measures one thread by the time that it had the core.
 """
 
 import argparse
@@ -17,20 +18,23 @@ from quant.kernels.base import ExpertWeights
 from quant.kernels.native import NativeBackend, num_threads, read_probe, set_num_threads
 from quant.tensor import QuantTensor
 
+Clock = Callable[[], float]
 WORKING_SET_NBYTES = 400_000_000  # far beyond the last cache
 SHAPES = {"qkv": (3584, 2560), "gate_up": (3072, 2560), "down": (2560, 1536)}
 HEAD = (103424, 2560)
 HIDDEN, WIDTH, NUM_EXPERTS, TOP_K = 2560, 1536, 64, 6
 
 
-def best_seconds(contestants: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def best_seconds(
+    contestants: Mapping[str, Callable[[], None]], rounds: int, clock: Clock
+) -> dict[str, float]:
     """Least time of each, taken in turns."""
     best = dict.fromkeys(contestants, float("inf"))
     for _ in range(rounds + 1):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], clock() - start)
     return best
 
 
@@ -59,7 +63,9 @@ def report(title: str, nbytes: int, flops: float, best: Mapping[str, float]) -> 
     )
 
 
-def bench_matmul(name: str, shape: tuple[int, int], num_tokens: int, rounds: int) -> None:
+def bench_matmul(
+    name: str, shape: tuple[int, int], num_tokens: int, rounds: int, clock: Clock
+) -> None:
     """One product per weight of a working set beyond the caches."""
     weights = random_weights(name, shape)
     native = NativeBackend()
@@ -75,10 +81,10 @@ def bench_matmul(name: str, shape: tuple[int, int], num_tokens: int, rounds: int
 
     contestants["native"] = each(lambda weight: native.matmul(x, weight))
     dense = [torch.randn(shape).bfloat16() for _ in range(2)]
-    best = best_seconds(contestants, rounds)
+    best = best_seconds(contestants, rounds, clock)
     best = {key: value / len(weights) for key, value in best.items()}
     if num_tokens > 4:
-        more = best_seconds({"torch bf16": lambda: (F.linear(x, dense[0]), None)[1]}, rounds)
+        more = best_seconds({"torch bf16": lambda: (F.linear(x, dense[0]), None)[1]}, rounds, clock)
         best.update(more)
     nbytes = weights[0].nbytes
     report(
@@ -86,7 +92,7 @@ def bench_matmul(name: str, shape: tuple[int, int], num_tokens: int, rounds: int
     )
 
 
-def bench_experts(name: str, num_tokens: int, rounds: int, num_layers: int) -> None:
+def bench_experts(name: str, num_tokens: int, rounds: int, num_layers: int, clock: Clock) -> None:
     """Whole layers of 64 experts, six a token."""
     weight_format, generator = FORMATS[name], torch.Generator().manual_seed(0)
     layers = [
@@ -119,14 +125,14 @@ def bench_experts(name: str, num_tokens: int, rounds: int, num_layers: int) -> N
         for i, ids in enumerate(chosen):
             native.routed_experts(x, ids, topk_weights, layers[i % num_layers])
 
-    best = best_seconds({"read": probe(used), "native": run}, rounds)
+    best = best_seconds({"read": probe(used), "native": run}, rounds, clock)
     best = {key: value / len(chosen) for key, value in best.items()}
     nbytes = sum(weight.nbytes for weight in used) // len(chosen)
     flops = 6.0 * num_tokens * TOP_K * HIDDEN * WIDTH
     report(f"{name} experts x{num_tokens}", nbytes, flops, best)
 
 
-def bench_bnb(rounds: int) -> None:
+def bench_bnb(rounds: int, clock: Clock) -> None:
     """The CPU kernel of bitsandbytes beside ours, one token, one weight after another."""
     from quant.kernels.bnb import BnbBackend
 
@@ -146,6 +152,7 @@ def bench_bnb(rounds: int) -> None:
             "bnb": lambda: run(bnb, theirs),
         },
         rounds,
+        clock,
     )
     best = {key: value / len(weights) for key, value in best.items()}
     report("nf4 against bitsandbytes", weights[0].nbytes, 2.0 * 3072 * 2560, best)
@@ -157,29 +164,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--only", default="", help="decode, prefill, experts or bnb")
+    parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
-    if args.threads:
+    clock = time.thread_time if args.cpu_time else time.perf_counter
+    if args.cpu_time:
+        set_num_threads(1)
+        torch.set_num_threads(1)
+    elif args.threads:
         set_num_threads(args.threads)
     paths = ", ".join(NativeBackend().paths())
     print(f"threads {num_threads()}, paths {paths}, torch {torch.__version__}")  # noqa: T201
     if args.only in ("", "decode"):
         for name in ("nf4", "int8"):
             for shape in SHAPES.values():
-                bench_matmul(name, shape, 1, args.rounds)
-            bench_matmul(name, SHAPES["gate_up"], 8, args.rounds)
-        bench_matmul("int8", HEAD, 1, args.rounds)
+                bench_matmul(name, shape, 1, args.rounds, clock)
+            bench_matmul(name, SHAPES["gate_up"], 8, args.rounds, clock)
+        bench_matmul("int8", HEAD, 1, args.rounds, clock)
     if args.only in ("", "experts"):
         for name in ("nf4", "int8"):
-            bench_experts(name, 1, args.rounds, 3)
-        bench_experts("nf4", 4, args.rounds, 3)
-        bench_experts("nf4", 512, 3, 1)
-        bench_experts("int8", 512, 3, 1)
+            bench_experts(name, 1, args.rounds, 3, clock)
+        bench_experts("nf4", 4, args.rounds, 3, clock)
+        bench_experts("nf4", 512, 3, 1, clock)
+        bench_experts("int8", 512, 3, 1, clock)
     if args.only in ("", "prefill"):
         for name in ("nf4", "int8"):
             for num_tokens in (16, 48, 512):
-                bench_matmul(name, SHAPES["gate_up"], num_tokens, min(args.rounds, 5))
+                bench_matmul(name, SHAPES["gate_up"], num_tokens, min(args.rounds, 5), clock)
     if args.only in ("", "bnb"):
-        bench_bnb(args.rounds)
+        bench_bnb(args.rounds, clock)
 
 
 if __name__ == "__main__":
