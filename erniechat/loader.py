@@ -41,7 +41,7 @@ from quant.copy import COPY_VERSION, CopyWriter, MemoryWeights, QuantizedCopy, W
 from quant.errors import QuantError
 from quant.experts.profile import RoutingProfile, add_to_profile, profile_path
 from quant.formats import format_named
-from quant.kernels import backend_for
+from quant.kernels import backend_for, set_num_threads
 from quant.memory import gpu_memory, host_memory
 
 DEFAULT_QUANT = "nf4"
@@ -195,9 +195,9 @@ def context_length(options: LoadOptions, config: ModelConfig) -> int:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use that many cores, or leave its choice."""
+    """Let kernels use that many cores, or leave their choice: the physical ones."""
     if threads is not None:
-        torch.set_num_threads(threads)
+        set_num_threads(threads)
 
 
 def _check_memory(plan: Plan, options: LoadOptions) -> None:

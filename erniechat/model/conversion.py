@@ -17,6 +17,7 @@ from quant.errors import QuantError
 from quant.formats import FORMATS
 from quant.formats.base import Format, format_nbytes
 from quant.kernels.base import KernelBackend
+from quant.kernels.quantize import quantize
 from quant.tensor import QuantTensor, concat_rows
 
 MAX_CHUNK_NUMEL = 16 << 20  # weights quantized at once: 64 MiB in float32
@@ -210,7 +211,7 @@ def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
             weight = stored.read()
             if isinstance(weight, QuantTensor) and weight.format == weight_format.name:
                 return weight
-            return weight_format.quantize(_floats(weight))
+            return quantize(weight_format, _floats(weight))
         rows = max(64, MAX_CHUNK_NUMEL // in_features // 64 * 64)
         first = reading.piece.index
         start, stop = 0, out_features
@@ -218,7 +219,7 @@ def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
             start, stop, _ = first[-1].indices(2 * out_features)
             first = first[:-1]
         chunks = [
-            weight_format.quantize(stored.read((*first, slice(at, min(at + rows, stop)))))
+            quantize(weight_format, stored.read((*first, slice(at, min(at + rows, stop)))))
             for at in range(start, stop, rows)
         ]
         return concat_rows(chunks)

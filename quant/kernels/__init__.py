@@ -8,22 +8,40 @@ from collections.abc import Callable, Mapping
 import torch
 
 from quant.errors import QuantError
+from quant.kernels import native
 from quant.kernels.base import ExpertWeights, KernelBackend
 from quant.kernels.bnb import BnbBackend
 from quant.kernels.native import NativeBackend
+from quant.kernels.native.library import find_library
 from quant.kernels.reference import ReferenceBackend
 from quant.kernels.torch_ops import TorchBackend
+from quant.kernels.triton.backend import TritonBackend
 
-__all__ = ["BACKENDS", "PREFERENCE", "ExpertWeights", "KernelBackend", "backend_for"]
+__all__ = [
+    "BACKENDS",
+    "PREFERENCE",
+    "ExpertWeights",
+    "KernelBackend",
+    "backend_for",
+    "set_num_threads",
+]
 
 BACKENDS: Mapping[str, Callable[[], KernelBackend]] = {
+    "triton": TritonBackend,
     "native": NativeBackend,
     "torch": TorchBackend,
     "bnb": BnbBackend,
     "reference": ReferenceBackend,
 }
 # Fastest first. reference is left out: it serves everything, slowly, and is taken only by name.
-PREFERENCE = ("native", "torch", "bnb")
+PREFERENCE = ("triton", "native", "torch", "bnb")
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Let torch and the native kernels use that many cores from now on, the caller's included."""
+    torch.set_num_threads(num_threads)
+    if not isinstance(find_library(), str):
+        native.set_num_threads(num_threads)
 
 
 def backend_for(format_name: str, device: torch.device, name: str = "auto") -> KernelBackend:

@@ -12,9 +12,7 @@ from quant.kernels.native.buffers import DTYPES, Descriptors, check_activations
 from quant.kernels.native.library import Layer, Library, check_status, find_library, library
 from quant.tensor import QuantTensor
 
-# The kernels do fp4 and int8 too (tests/quant/test_native.py); they are served as soon as the
-# matrix in tests/quant/test_kernels.py has bounds for them.
-SERVED = ("nf4",)
+SERVED = ("nf4", "fp4", "int8")
 # Scratch grows with the tokens of a call; beyond this many, one more unpacking costs nothing.
 MAX_TOKENS_PER_CALL = 2048
 
