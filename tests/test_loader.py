@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -267,3 +269,14 @@ def test_the_bytes_of_finished_weights_are_known_beforehand() -> None:
         engine = load_mini(quant, copy=False)
         expected = engine.memory().weights_nbytes
         assert finished_nbytes(plan.readings, plan.formats) == pytest.approx(expected, rel=0.01)
+
+
+def test_loading_imports_neither_compilers_nor_what_only_other_devices_need() -> None:
+    # torch._dynamo alone takes 3 s, bitsandbytes another 3
+    script = (
+        "import sys, erniechat.loader; "
+        "heavy = ('torch._dynamo', 'torch._inductor', 'triton', 'bitsandbytes', 'sympy'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert out.stdout.strip() == "[]"
