@@ -32,6 +32,7 @@ BACKENDS: Mapping[str, Callable[[], KernelBackend]] = {
     "reference": ReferenceBackend,
 }
 # Fastest first. reference is left out: it serves everything, slowly, and is taken only by name.
+PREFERENCE = ("native", "torch", "bnb")
 
 
 def set_num_threads(num_threads: int) -> None:
