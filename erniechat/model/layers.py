@@ -55,6 +55,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ``[num_tokens, num_attention_heads · head_dim]``.
     """
     num_tokens, num_held = q.shape[1], k.shape[1]
+    if num_tokens == 1:  # the heads that share keys are so many queries: a third of the time
+        grouped = q.reshape(1, k.shape[0], -1, q.shape[-1])
+        return F.scaled_dot_product_attention(grouped, k[None], v[None]).view(1, -1)
     mask = None
     if 1 < num_tokens < num_held:
         mask = torch.ones(num_tokens, num_held, dtype=torch.bool, device=q.device)
