@@ -10,57 +10,23 @@ import io
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from erniechat.errors import UsageError
 from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
-from erniechat.ui.arguments import Arguments, parse_arguments, version_line
+from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, version_line
 from erniechat.ui.failure import report_failure, silence
-from erniechat.ui.settings import BUILT_IN, Settings, environment_layer, merge_layers
+from erniechat.ui.settings import Layer, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
 from erniechat.ui.terminal import AnswerStream, Terminal
 
 if TYPE_CHECKING:
     from erniechat.backend import ChatBackend
-    from erniechat.chat.conversation import Message, ThinkMode
+    from erniechat.chat.sessions import SavedChat
     from erniechat.events import Progress
-    from erniechat.ui.inputs import StdinReader
-    from erniechat.ui.progress import LoadProgress
-    from erniechat.ui.worker import Task, Worker
-
-    LoadEngine = Callable[
-        [LoadOptions, Callable[[Progress], None], Callable[[str], None]], ChatBackend
-    ]
-
-REAL_MODEL_NOTICE = (
-    "this is mini, the small built-in model; the real one:"
-    " erniechat --model baidu/ERNIE-4.5-21B-A3B-PT --4bit"
-)
-POLL_SECONDS = 0.01
-CLOSE_SECONDS = 10.0
-HURRIED_CLOSE_SECONDS = 0.1
-
-
-class PromptTools(Protocol):
-    """What --dry-run needs of a model: its template and its tokenizer."""
-
-    def render_prompt(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[dict[str, Any]] = (),
-        think: ThinkMode = "auto",
-    ) -> str:
-        """The exact text that the model would read."""
-        ...
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text."""
-        ...
+    from erniechat.ui.jobs import Job, LoadEngine, PromptTools
 
 
 def _load_engine(
@@ -107,21 +73,6 @@ class Services:
     format_bench: Callable[[dict[str, Any]], str] = _format_bench
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One run of the program."""
-
-    arguments: Arguments
-    settings: Settings
-    terminal: Terminal
-    services: Services
-
-    @property
-    def notice(self) -> str:
-        """What to say of the model, if the user named none."""
-        return REAL_MODEL_NOTICE if self.settings.origin("model") == BUILT_IN else ""
-
-
 def main(argv: Sequence[str] | None = None, *, services: Services | None = None) -> int:
     """Run the command line and return the exit status.
 
@@ -143,8 +94,13 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         silence(terminal.stdout)
         return 141
     except Exception as exc:
-        as_json = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
-        return report_failure(exc, terminal, as_json=as_json, debug=_debug())
+        return report_failure(exc, terminal, form=_form(argv), debug=_debug())
+
+
+def _form(argv: Sequence[str]) -> str:
+    """What stdout holds, told from words that may be wrong: text, json or jsonl."""
+    flags = argv[: argv.index("--")] if "--" in argv else argv
+    return next((form for form in ("jsonl", "json") if f"--{form}" in flags), "text")
 
 
 def _debug() -> bool:
@@ -161,20 +117,101 @@ def _stdout() -> TextIO:
 
 def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     arguments = parse_arguments(argv)
-    if arguments.help or arguments.version:
-        return _print(terminal, arguments.help or version_line() + "\n")
-    environment, warning = environment_layer(os.environ)
-    settings = merge_layers([environment, arguments.flags])
+    if arguments.help:
+        return _print(terminal, arguments.help)
+    if arguments.completion:
+        return _completion(terminal, arguments.completion)
+    saved = _saved_session(arguments)
+    settings, warnings = _merge(arguments, saved)
     terminal.configure(settings.display, os.environ)
-    if warning:
+    if arguments.version:
+        return _version(terminal, settings, arguments)
+    for warning in warnings:
         terminal.line(f"warning: {warning}")
-    job = Job(arguments, settings, terminal, services)
+    if arguments.helper:
+        return _helper(arguments, settings, terminal)
     if arguments.bench is not None:
-        return _bench(job, arguments.bench)
-    has_text = bool(arguments.text or arguments.prompt is not None)
-    if not has_text and terminal.stdin_is_tty and not arguments.json and not arguments.dry_run:
+        return _bench(terminal, services, settings.load, arguments.bench)
+    from erniechat.ui.jobs import Job, answer_once, dry_run
+
+    load, tools = services.load_engine, services.load_prompt_tools
+    job = Job(arguments, settings, terminal, load, tools, saved)
+    if arguments.chat or _wants_chat(job):
         return _repl(job)
-    return _dry_run(job) if arguments.dry_run else _oneshot(job)
+    return dry_run(job) if arguments.dry_run else answer_once(job)
+
+
+def _wants_chat(job: Job) -> bool:
+    arguments = job.arguments
+    has_text = bool(arguments.text or arguments.prompt is not None)
+    for_script = arguments.json or arguments.jsonl or arguments.dry_run or arguments.output
+    return not has_text and job.terminal.stdin_is_tty and not for_script
+
+
+def _saved_session(arguments: Arguments) -> SavedChat | None:
+    if arguments.resume is None:
+        return None
+    from erniechat.chat.sessions import find_session
+
+    return find_session(arguments.resume)
+
+
+def _merge(arguments: Arguments, saved: SavedChat | None) -> tuple[Settings, list[str]]:
+    """The settings from all that gives some, the weakest first, and warnings."""
+    from erniechat.ui.config import config_layer, preset_layer
+
+    config, warnings = config_layer()
+    environment, warning = environment_layer(os.environ)
+    layers = [config, environment]
+    if arguments.preset is not None:
+        preset, more = preset_layer(arguments.preset)
+        layers.append(preset)
+        warnings += more
+    if saved is not None and "model" not in arguments.flags.values:
+        layers.append(Layer(f"session {saved.id}", saved.load_settings))
+    settings = merge_layers([*layers, arguments.flags])
+    return settings, [*warnings, *([warning] if warning else [])]
+
+
+def _completion(terminal: Terminal, shell: str) -> int:
+    try:
+        import shtab
+    except ImportError as exc:
+        raise UsageError(
+            "--completion needs shtab, which is not installed",
+            "pip install 'erniechat[completion]'",
+        ) from exc
+    return _print(terminal, shtab.complete(chat_parser(), shell) + "\n")
+
+
+def _version(terminal: Terminal, settings: Settings, arguments: Arguments) -> int:
+    if not settings.display.verbose and not arguments.json:
+        return _print(terminal, version_line() + "\n")
+    from erniechat.info import gather_facts
+    from erniechat.ui.helpers import info_page
+
+    facts = {name: rows for name, rows in gather_facts().items() if name in ("versions", "devices")}
+    return _print(terminal, info_page(facts, as_json=arguments.json))
+
+
+def _helper(arguments: Arguments, settings: Settings, terminal: Terminal) -> int:
+    from erniechat.ui import helpers
+
+    command, action, *names = arguments.helper
+    name, as_json = "".join(names), arguments.json
+    if command == "sessions":
+        return _print(terminal, helpers.sessions_page(action, name, as_json=as_json))
+    if command == "config":
+        return _print(terminal, helpers.config_page(action, settings))
+    if command == "cache":
+        from erniechat.cache import list_copies, remove_copy
+
+        if action == "rm":
+            return _print(terminal, f"freed {remove_copy(name) / 2**20:,.0f} MiB\n")
+        return _print(terminal, helpers.cache_page(list_copies(), as_json=as_json))
+    from erniechat.info import gather_facts
+
+    return _print(terminal, helpers.info_page(gather_facts(), as_json=as_json))
 
 
 def _print(terminal: Terminal, text: str) -> int:
@@ -183,156 +220,39 @@ def _print(terminal: Terminal, text: str) -> int:
     return 0
 
 
-@contextmanager
-def _engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]:
-    """Within: the model loads, then runs, on a thread of its own; at the end it is closed."""
-    from erniechat.ui.progress import LoadProgress
-    from erniechat.ui.worker import Worker
-
-    options = job.settings.load
-    progress = LoadProgress(job.terminal, options.model)
-    worker = Worker()
-    load = worker.submit(lambda: job.services.load_engine(options, progress, progress.warn))
-    patience = CLOSE_SECONDS
-    try:
-        yield worker, load, progress
-    except (Interrupted, BrokenPipeError):
-        patience = HURRIED_CLOSE_SECONDS
-        raise
-    finally:
-        if load.done and not load.failed:
-            worker.submit(load.result().close)
-        worker.finish(patience if load.done else 0)
-        progress.say_warnings()
-
-
-def _stdin_reader(job: Job) -> StdinReader | None:
-    """A reader of stdin, where it is to be read; it starts at once.
-
-    Raises:
-        UsageError: If there is nothing to answer, before anything is loaded.
-    """
-    from erniechat.ui.inputs import StdinReader
-
-    if not job.arguments.no_stdin and not job.terminal.stdin_is_tty and sys.stdin is not None:
-        return StdinReader(sys.stdin.fileno())
-    if job.arguments.prompt == "-":
-        raise UsageError("-p - reads stdin, but stdin is a terminal", 'give -p "TEXT"')
-    _join(job)
-    return None
-
-
-def _read_files(arguments: Arguments) -> tuple[str | None, tuple[dict[str, Any], ...]]:
-    """The system prompt and the tools."""
-    from erniechat.ui.inputs import read_system, read_tools
-
-    return read_system(arguments.system), read_tools(arguments.tools)
-
-
-def _join(job: Job, stdin: str = "") -> str:
-    from erniechat.ui.inputs import join_prompt
-
-    return join_prompt(stdin, job.arguments.prompt, job.arguments.text)
-
-
-def _read_prompt(
-    job: Job, reader: StdinReader | None, load: Task[Any], tick: Callable[[], None]
-) -> str:
-    """The whole prompt, read while the model loads; returns when both are there.
-
-    Raises:
-        UsageError: If it is empty, or stdin is not text.
-        ErnieChatError: If loading failed.
-    """
-    from erniechat.ui.inputs import WAIT_NOTICE, WAIT_NOTICE_SECONDS
-
-    prompt = None if reader else _join(job)
-    noticed = False
-    while prompt is None or not load.done:
-        if prompt is None and reader is not None and reader.done:
-            prompt = _join(job, reader.text())
-        if load.failed:
-            break
-        if reader and not noticed and reader.silent_seconds >= WAIT_NOTICE_SECONDS:
-            noticed = True
-            job.terminal.note(WAIT_NOTICE)
-        if not load.done:
-            tick()
-        time.sleep(POLL_SECONDS)
-    job.terminal.live.wipe()
-    load.result()
-    return prompt or ""
-
-
-def _oneshot(job: Job) -> int:
-    from erniechat.ui.oneshot import Request, run_oneshot
-
-    arguments, settings = job.arguments, job.settings
-    system, tools = _read_files(arguments)
-    reader = _stdin_reader(job)
-    with _engine(job) as (worker, load, progress):
-        prompt = _read_prompt(job, reader, load, progress.draw)
-        progress.say_warnings()
-        if job.notice:
-            job.terminal.note(job.notice)
-        request = Request(
-            prompt,
-            system,
-            tools,
-            raw=arguments.raw,
-            think=settings.think,
-            thoughts=settings.display.thoughts,
-            sampling=settings.sampling,
-            json=arguments.json,
-            verbose=settings.display.verbose,
-        )
-        run_oneshot(worker, load.result(), request, job.terminal)
-    return 0
-
-
-def _dry_run(job: Job) -> int:
-    """Print the exact prompt on stdout and its token count on stderr; both in one with --json."""
-    from erniechat.ui.oneshot import Request
-    from erniechat.ui.worker import Task
-
-    arguments = job.arguments
-    system, tools = _read_files(arguments)
-    reader = _stdin_reader(job)
-    load = Task(lambda: job.services.load_prompt_tools(job.settings.load))
-    load.run()
-    text = _read_prompt(job, reader, load, lambda: None)
-    found = load.result()
-    if not arguments.raw:
-        messages = Request(text, system).messages
-        text = found.render_prompt(messages, tools=tools, think=job.settings.think)
-    num_tokens = found.count_tokens(text)
-    out = AnswerStream(job.terminal.stdout, sanitize=job.terminal.stdout_is_tty)
-    if arguments.json:
-        out.write(json.dumps({"prompt": text, "tokens": num_tokens}) + "\n")
-    else:
-        out.write(text if text.endswith("\n") else text + "\n")
-        job.terminal.line(f"{num_tokens:,} tokens")
-    return 0
-
-
-def _bench(job: Job, bench: BenchOptions) -> int:
-    result = job.services.run_bench(job.settings.load, bench, job.terminal.line)
+def _bench(terminal: Terminal, services: Services, load: LoadOptions, bench: BenchOptions) -> int:
+    result = services.run_bench(load, bench, terminal.line)
     if bench.json:
-        return _print(job.terminal, json.dumps(result) + "\n")
-    return _print(job.terminal, job.services.format_bench(result).rstrip("\n") + "\n")
+        return _print(terminal, json.dumps(result) + "\n")
+    return _print(terminal, services.format_bench(result).rstrip("\n") + "\n")
 
 
 def _repl(job: Job) -> int:
-    arguments = job.arguments
-    if not job.terminal.stdout_is_tty:
+    from erniechat.ui.asking import read_document
+    from erniechat.ui.jobs import engine
+    from erniechat.ui.tool_commands import read_tool_file
+
+    arguments, terminal = job.arguments, job.terminal
+    if not terminal.stdout_is_tty:
         raise UsageError("no prompt, and stdout is no terminal to chat on", 'give -p "TEXT"')
-    system, tools = _read_files(arguments)
-    job.terminal.live.show(f"loading {job.settings.load.model}")  # before the imports below
-    with _engine(job) as (worker, load, progress):
+    tools = read_tool_file(arguments.tools, yes=arguments.yes)
+    document = read_document(arguments, terminal)
+    terminal.live.show(f"loading {job.settings.load.model}")  # before the imports below
+    with engine(job) as (worker, load, progress):
         from erniechat.ui.repl import ChatSetup, chat
 
-        setup = ChatSetup(job.settings, system, tools, arguments.raw, job.notice, _debug())
-        return chat(job.terminal, worker, load, progress, setup)
+        setup = ChatSetup(
+            job.settings,
+            tools.tools,
+            arguments.raw,
+            job.notice,
+            _debug(),
+            document,
+            tools.commands if arguments.run_tools else {},
+            job.saved,
+            dict(os.environ),
+        )
+        return chat(terminal, worker, load, progress, setup)
 
 
 def flush_quietly(stream: TextIO | None) -> None:

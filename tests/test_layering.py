@@ -32,6 +32,8 @@ RANKS = (
         (
             "erniechat.loader",
             "erniechat.resolve",
+            "erniechat.info",
+            "erniechat.cache",
             "erniechat.bench",
             "erniechat.quality",
             "erniechat.engine",

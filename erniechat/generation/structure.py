@@ -32,7 +32,7 @@ class AnswerFrame:
 
 
 def make_matcher(structure: Structure, tokenizer_json: str, stop_ids: Collection[int]) -> Any:
-    """llguidance's matcher of a structure.
+    """The matcher of a structure, by llguidance.
 
     Args:
         structure: What the answer must be.

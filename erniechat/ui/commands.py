@@ -1,31 +1,56 @@
-"""The slash commands: one table, one function each, and how a line is matched to them."""
+"""The slash commands: one table, and how a line is matched to them."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from erniechat.chat.sessions import session_paths
 from erniechat.errors import UsageError
-from erniechat.options import OPTIONS
-from erniechat.ui.inputs import read_system
 from erniechat.ui.screen import plain_table
 from erniechat.ui.session import Session
-from erniechat.ui.settings import BUILT_IN
+from erniechat.ui.session_commands import (
+    export_command,
+    fork_command,
+    load_command,
+    log_command,
+    reset_command,
+    resume_command,
+    sessions_command,
+)
+from erniechat.ui.setting_commands import (
+    LIVE,
+    model_command,
+    nothink_command,
+    set_command,
+    system_command,
+    think_command,
+    thoughts_command,
+)
 from erniechat.ui.stats import stats_tables
-from erniechat.ui.text import count, seconds
+from erniechat.ui.turn_commands import (
+    continue_command,
+    copy_command,
+    edit_command,
+    file_command,
+    retry_command,
+    undo_command,
+)
 
 KEYS = (
-    ("Enter", "send"),
-    ('Alt-Enter, Ctrl-J, \\ Enter, """', "new line"),
+    ("Enter", 'send · new line: Alt-Enter, Ctrl-J, \\ Enter, """'),
     ("Esc, Ctrl-C", "stop an answer; it stays in the conversation"),
-    ("Ctrl-R, Up, Down", "earlier messages"),
-    ("Ctrl-X Ctrl-E", "write in $EDITOR"),
+    ("Ctrl-R, Up", "earlier messages · Ctrl-X Ctrl-E: write in $EDITOR"),
     ("Ctrl-D", "leave"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: how it is written, what it does, what Tab offers after it."""
+    """A command: how it is written, what it does, what Tab offers after it.
+
+    Attributes:
+        paths: Whether Tab offers files after it.
+    """
 
     name: str
     arguments: str
@@ -34,11 +59,18 @@ class Command:
     aliases: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     details: str = ""
+    paths: bool = False
 
     @property
     def usage(self) -> str:
         """As it is typed."""
         return f"/{self.name} {self.arguments}".rstrip()
+
+    def completions(self) -> tuple[str, ...]:
+        """What Tab offers as its first word."""
+        if self.name == "resume":
+            return tuple(path.stem for path in session_paths())
+        return self.values
 
 
 def parse_line(text: str) -> tuple[str, str] | None:
@@ -83,20 +115,14 @@ def run_command(session: Session, word: str, argument: str) -> None:
     if command is not None:
         command.run(session, argument)
         return
-    if word.replace("-", "_") in _LIVE:
-        _set(session, f"{word} {argument}")
+    if word.replace("-", "_") in LIVE:
+        set_command(session, f"{word} {argument}")
         return
     names = [name for command in COMMANDS for name in (command.name, *command.aliases)]
-    names += _LIVE
-    near = difflib.get_close_matches(word, names, n=2, cutoff=0.5)
-    guess = f"did you mean {' or '.join('/' + name for name in near)}?" if near else "see /help"
+    names += LIVE
+    near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    guess = f"did you mean {' or '.join('/' + name for name in near)}?" if near else "see /help."
     raise UsageError(f"no command /{word}", f"{guess} To send it as text: //{word}")
-
-
-def _one_of(command: str, argument: str, values: Sequence[str]) -> str:
-    if argument not in values:
-        raise UsageError(f'/{command} takes {", ".join(values)}, got "{argument}"')
-    return argument
 
 
 def _help(session: Session, argument: str) -> None:
@@ -111,149 +137,17 @@ def _help(session: Session, argument: str) -> None:
             session.screen.line(command.details)
         return
     table = plain_table()
-    for command in COMMANDS:
-        table.add_row(command.usage, command.summary)
-    table.add_row()
-    for key, meaning in KEYS:
-        table.add_row(key, meaning)
+    for usage, summary in (*PAGE, *KEYS):
+        table.add_row(usage, summary)
     session.screen.show(table)
-    session.screen.note("//text, or a blank before it, sends a line that starts with a slash")
-
-
-def _reset(session: Session, argument: str) -> None:
-    session.reset()
-    session.screen.note("new conversation, same settings")
-
-
-def _system(session: Session, argument: str) -> None:
-    if not argument:
-        session.screen.block(session.system or "no system prompt")
-        return
-    session.system = None if argument == "-" else read_system(argument)
-    session.touch()
-    count_text = f"{count(session.num_context_tokens)} tok" if session.messages else "nothing yet"
-    what = "system prompt set" if session.system else "system prompt removed"
-    session.screen.note(f"{what} · the next message re-reads {count_text}")
-
-
-def _think(session: Session, argument: str) -> None:
-    support = session.backend.info.thinking
-    if not argument:
-        says = {"never": "never thinks", "always": "always thinks", "switchable": "can think"}
-        session.screen.line(f"think {session.settings.think} · this model {says[support]}")
-        return
-    mode = _one_of("think", argument, OPTIONS["think"].spec.choices)
-    if mode == "on" and support == "never":
-        raise UsageError(
-            f"{session.backend.info.model} has no thinking mode",
-            "baidu/ERNIE-4.5-21B-A3B-Thinking has",
-        )
-    session.settings.set("think", mode, "/think")
-    session.touch()
-    session.screen.note(f"think {mode}, from the next message on")
-
-
-def _thoughts(session: Session, argument: str) -> None:
-    if argument:
-        mode = _one_of("thoughts", argument, ("full", "summary", "none"))
-        session.settings.set("thoughts", mode, "/thoughts")
-        session.screen.note(f"thoughts {mode}")
-        return
-    record = session.last
-    if record is None or not record.thoughts.strip():
-        session.screen.line("the last answer has no thoughts")
-        return
-    num_tokens = session.backend.count_tokens(record.thoughts)
-    spent = f" · {seconds(record.end.seconds.think)}" if record.end else ""
-    session.screen.note(f"thoughts of the last answer · {count(num_tokens)} tok{spent}")
-    session.screen.block(record.thoughts.strip(), style="dim")
-
-
-def _set(session: Session, argument: str) -> None:
-    name, _, text = argument.partition(" ")
-    name = name.lstrip("-").replace("-", "_")
-    if not name:
-        _show_settings(session)
-        return
-    option = OPTIONS.get(name)
-    live = [key for key, found in OPTIONS.items() if found.spec.live]
-    if option is None:
-        near = difflib.get_close_matches(name, live, n=1)
-        raise UsageError(f'no setting "{name}"', f"did you mean {near[0]}?" if near else "see /set")
-    if not option.spec.live:
-        raise UsageError(f"{name} is set when the program starts", f"erniechat {option.flag} …")
-    text = text.strip()
-    if text == "default":
-        session.settings.unset(name)
-    elif text:
-        session.settings.set(name, option.parse(text, name), "/set")
-    session.touch()
-    session.screen.line(f"{name} {_value(session, name)} · {_source(session, name)}")
-
-
-def _value(session: Session, name: str) -> str:
-    """What is in force, where "None" would say nothing."""
-    value = session.settings.values.get(name)
-    if value is None:
-        value = _default(session, name)
-    return str(value)
-
-
-def _default(session: Session, name: str) -> str:
-    """What holds without a flag: the checkpoint's own value, or the built-in one."""
-    defaults = session.backend.info.defaults
-    value = getattr(defaults, name, None)
-    if value is None:
-        value = OPTIONS[name].default
-    words = {"seed": "random", "max_tokens": "what fits"}
-    return words.get(name, "off") if value is None else f"{value}"
-
-
-def _source(session: Session, name: str) -> str:
-    origin = session.settings.origin(name)
-    if origin == BUILT_IN and getattr(session.backend.info.defaults, name, None) is not None:
-        return "checkpoint"
-    return origin
-
-
-def _show_settings(session: Session) -> None:
-    table = plain_table("setting", "value", "default", "source")
-    for name, option in OPTIONS.items():
-        if option.spec.live:
-            row = (name, _value(session, name), _default(session, name), _source(session, name))
-            table.add_row(*row)
-    session.screen.show(table)
-    session.screen.note("/set temperature 0.3 changes one · /set temperature default undoes it")
+    session.screen.note(
+        "/help retry tells more of one · //text, or a blank before it, sends a line with a slash"
+    )
 
 
 def _stats(session: Session, argument: str) -> None:
     for table in stats_tables(session):
         session.screen.show(table)
-
-
-def _retry(session: Session, argument: str) -> None:
-    text = session.drop_exchange()
-    if text is None:
-        raise UsageError("there is no message to answer again")
-    session.resend = text
-
-
-def _undo(session: Session, argument: str) -> None:
-    if argument and not (argument.isdecimal() and int(argument) > 0):
-        raise UsageError(f'/undo takes a number of exchanges, got "{argument}"')
-    before = session.num_context_tokens
-    dropped = 0
-    for _ in range(int(argument or 1)):
-        text = session.drop_exchange()
-        if text is None:
-            break
-        session.draft = text
-        dropped += 1
-    if not dropped:
-        raise UsageError("there is nothing to undo")
-    freed = before - session.num_context_tokens
-    exchanges = "1 exchange" if dropped == 1 else f"{dropped} exchanges"
-    session.screen.note(f"undone: {exchanges}, {count(freed)} tok freed")
 
 
 def _tools(session: Session, argument: str) -> None:
@@ -268,36 +162,98 @@ def _tools(session: Session, argument: str) -> None:
     session.screen.note("calls are shown, not run")
 
 
+def _image(session: Session, argument: str) -> None:
+    raise UsageError("this checkpoint reads text only", "/file adds a text file")
+
+
 def _exit(session: Session, argument: str) -> None:
     session.exit_status = 0
 
 
-_LIVE = tuple(name for name, option in OPTIONS.items() if option.spec.live)
+# The page of /help: related commands share a line.
+PAGE = (
+    ("/retry [key=value …]", "answer the last message again"),
+    ("/continue", "go on with an answer that was stopped or cut"),
+    ("/edit [answer]", "change the last message, or the answer, in $EDITOR"),
+    ("/undo [n]", "drop the last exchanges; the message comes back"),
+    ("/copy [code [n]]", "the last answer, or a code block of it"),
+    ("/file PATH …, @path", "put text files before the message"),
+    ("/set [setting [value]]", "show or change settings; /temperature 0.3 is short for it"),
+    ("/system [text | @file]", "show or set the system prompt"),
+    ("/think [mode | budget N]", "whether, and how much, the model thinks"),
+    ("/thoughts [mode]", "show the last thoughts, or set how they are shown"),
+    ("/model, /stats, /tools", "what is loaded; tokens, times, memory; functions"),
+    ("/reset", "new conversation, same settings"),
+    ("/sessions, /resume [ID]", "list saved conversations; go on with one"),
+    ("/fork, /load PATH", "branch this one off; take one from a file"),
+    ("/export FORMAT [PATH]", "write it as md, json or txt"),
+    ("/log, /exit", "where things are kept; leave"),
+)
 
 COMMANDS: tuple[Command, ...] = (
     Command("help", "[command]", "this page, or one command", _help, ("?",)),
-    Command("reset", "", "new conversation, same settings", _reset, ("new", "clear")),
     Command(
-        "system", "[text | @file]", "show or set the system prompt", _system, (), (),
+        "reset", "", "new conversation, same settings", reset_command, ("new", "clear"), (),
+        "The old one stays saved.",
+    ),
+    Command(
+        "system", "[text | @file]", "show or set the system prompt", system_command, (), (),
         "A single - removes it. The conversation stays.",
     ),
     Command(
-        "think", "[on|off|auto]", "whether the model thinks", _think, (), ("on", "off", "auto"),
+        "think", "[on|off|auto|budget N]", "whether the model thinks", think_command, (),
+        ("on", "off", "auto", "budget"),
+        "/think budget 500 ends the thinking after 500 tokens; /think budget off undoes that.",
     ),
+    Command("nothink", "", "short for /think off", nothink_command),
     Command(
         "thoughts", "[full|summary|none]", "show the last thoughts, or how they are shown",
-        _thoughts, (), ("full", "summary", "none"),
+        thoughts_command, (), ("full", "summary", "none"),
     ),
     Command(
-        "set", "[setting [value]]", "show or change settings", _set, (), _LIVE,
+        "set", "[setting [value]]", "show or change settings", set_command, ("show",), LIVE,
         "The value default goes back to the checkpoint's own. /temperature 0.3 is short for it.",
     ),
-    Command("stats", "", "tokens, times, context, memory", _stats),
-    Command("retry", "", "answer the last message again", _retry, ("regen",)),
+    Command("model", "", "what is loaded", model_command),
+    Command("stats", "", "tokens, times, context, memory", _stats, ("tokens",)),
     Command(
-        "undo", "[n]", "drop the last exchange; its message comes back", _undo, (), (),
+        "retry", "[key=value …]", "answer the last message again", retry_command, ("regen",), (),
+        "Settings after it count for this answer: /retry temperature=1.2 seed=4. The old answer "
+        "stays in the session's file.",
+    ),
+    Command(
+        "continue", "", "go on with the last answer", continue_command, (), (),
+        "After a stop or a length limit: the model goes on from the part.",
+    ),
+    Command(
+        "edit", "[answer]", "change the last message in $EDITOR, then send it", edit_command, (),
+        ("answer",), "/edit answer changes what the model said, and it goes on from there.",
+    ),
+    Command(
+        "undo", "[n]", "drop the last exchange; its message comes back", undo_command, (), (),
         "With a number, the last n exchanges.",
     ),
+    Command(
+        "copy", "[code [n]]", "copy the last answer", copy_command, (), ("code",),
+        "/copy code takes its last code block, /copy code 1 its first.",
+    ),
+    Command(
+        "file", "PATH …", "put text files before the next message", file_command, (), (),
+        "Patterns such as *.py are allowed; @path in a message does the same.", True,
+    ),
     Command("tools", "", "the functions that the model may call", _tools),
+    Command("sessions", "", "list saved conversations", sessions_command),
+    Command(
+        "resume", "[ID]", "go on with a saved conversation", resume_command, (), (),
+        "Without an id, the newest.",
+    ),
+    Command("fork", "", "go on in a new session; the old one stays as it is", fork_command),
+    Command(
+        "export", "md|json|txt [PATH]", "write the conversation to a file", export_command,
+        ("save",), ("md", "json", "txt"), "--force replaces a file that is there.", True,
+    ),
+    Command("load", "PATH", "go on from a file: .json or .jsonl", load_command, (), (), "", True),
+    Command("log", "", "where the session and the settings are kept", log_command),
+    Command("image", "", "not with this model", _image),
     Command("exit", "", "leave", _exit, ("quit", "bye")),
 )  # fmt: skip  # one command a line or two

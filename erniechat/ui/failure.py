@@ -23,13 +23,13 @@ def error_code(exc: Exception) -> str:
     return "error" if name == "ErnieChat" else re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def report_failure(exc: Exception, terminal: Terminal, *, as_json: bool, debug: bool) -> int:
+def report_failure(exc: Exception, terminal: Terminal, *, form: str, debug: bool) -> int:
     """Say what went wrong, on stderr and with --json on stdout as well; the exit status.
 
     Args:
         exc: An error for the user, or a bug.
         terminal: Where to say it.
-        as_json: Whether stdout gets an object.
+        form: text, or json or jsonl where stdout gets an object as well.
         debug: Whether the traceback is shown.
     """
     status = exc.exit_status if isinstance(exc, ErnieChatError) else 1
@@ -50,8 +50,9 @@ def report_failure(exc: Exception, terminal: Terminal, *, as_json: bool, debug: 
         terminal.write_error(f"internal error: {one_line(message)}{tail}\n")
     error = {"code": error_code(exc), "message": message, "hint": hint, "exit_status": status}
     try:
-        if as_json:
-            terminal.stdout.write(json.dumps({"error": error}) + "\n")
+        if form != "text":
+            told = {"error": error} if form == "json" else {"type": "error", **error}
+            terminal.stdout.write(json.dumps(told) + "\n")
         terminal.stdout.flush()
     except OSError:
         silence(terminal.stdout)

@@ -1,11 +1,9 @@
-"""What the user hands in: stdin, joined prompts, system prompts and tools from files."""
+"""What the user hands in: stdin, joined prompts, system prompts from files."""
 
-import json
 import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from erniechat.errors import UsageError
 
@@ -101,30 +99,3 @@ def read_system(value: str | None) -> str | None:
     if value is None or not value.startswith("@"):
         return value
     return _read_file(value[1:], "the system prompt").rstrip("\n")
-
-
-def read_tools(path: str | None) -> tuple[dict[str, Any], ...]:
-    """The tools in a JSON file: a list of functions, each bare or in ``{"type": "function"}``.
-
-    Raises:
-        UsageError: If the file cannot be read or holds something else.
-    """
-    if path is None:
-        return ()
-    try:
-        found = json.loads(_read_file(path, "--tools"))
-    except json.JSONDecodeError as exc:
-        raise UsageError(
-            f'--tools "{path}" is not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}'
-        ) from exc
-    tools = found if isinstance(found, list) else [found]
-    for number, tool in enumerate(tools, 1):
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise UsageError(
-                f'--tools "{path}": tool {number} has no name',
-                'a tool is {"type": "function", "function": {"name": …, "parameters": …}}',
-            )
-    return tuple(
-        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools
-    )

@@ -1,169 +1,179 @@
-"""One prompt, one answer: the answer to stdout, everything else to stderr."""
+"""One prompt, one answer: the answer to stdout or a file, everything else to stderr."""
 
+import dataclasses
 import json
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
-from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, TurnEnd
-from erniechat.options import SamplingOptions
-from erniechat.ui.progress import progress_text
-from erniechat.ui.reply import (
-    AnswerTrim,
-    ReplyRecord,
-    call_arguments,
-    call_json,
-    thinking_line,
-    thought_line,
-    trimmed,
+from erniechat.chat.sessions import SessionFile
+from erniechat.errors import StructureError, TimeLimitError
+from erniechat.events import StreamEvent, TurnEnd
+from erniechat.options import SamplingOptions, Structure
+from erniechat.ui.presenter import FileOut, JsonlPresenter, Out, Presenter, TextPresenter
+from erniechat.ui.result import (
+    NO_TEMPLATE_NOTICE,
+    length_note,
+    numbers,
+    result_object,
+    stats_lines,
 )
 from erniechat.ui.signals import Interrupted
 from erniechat.ui.terminal import AnswerStream, Terminal
-from erniechat.ui.text import rate, seconds, visible
+from erniechat.ui.text import rate, seconds
 from erniechat.ui.worker import Reply, Worker
 
 POLL_SECONDS = 0.03
 STOP_SECONDS = 0.25
-NO_TEMPLATE_NOTICE = "this checkpoint has no chat template; it goes on from the text as it stands"
+MAX_SEED = 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When --timeout passes."""
+
+    at: float = float("inf")
+    limit: float = 0.0
+
+    @classmethod
+    def after(cls, limit: float | None) -> "Deadline":
+        """A deadline so many seconds from now; None is never."""
+        return cls() if limit is None else cls(time.monotonic() + limit, limit)
+
+    def check(self) -> None:
+        """Raise once it has passed.
+
+        Raises:
+            TimeLimitError: With the limit.
+        """
+        if time.monotonic() > self.at:
+            raise TimeLimitError(f"no complete answer within --timeout {self.limit:g} seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked, and how it is shown."""
+    """What is asked, and how it is shown.
+
+    Attributes:
+        prompt: The message.
+        earlier: The conversation before it.
+        form: text, json or jsonl.
+        output: The file that gets the answer instead of stdout.
+        file: Where the conversation is saved, if anywhere.
+    """
 
     prompt: str
     system: str | None = None
+    earlier: tuple[Message, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     raw: bool = False
     think: ThinkMode = "auto"
     thoughts: str = "auto"
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    json: bool = False
+    structure: Structure | None = None
+    form: str = "text"
+    output: Path | None = None
+    file: SessionFile | None = None
+    deadline: Deadline = field(default_factory=Deadline)
     verbose: bool = False
+    stats: bool = False
 
     @property
     def messages(self) -> list[Message]:
         """The conversation that is answered."""
         system = [Message("system", self.system)] if self.system else []
-        return [*system, Message("user", self.prompt)]
-
-
-class _Presenter:
-    """Shows the events of one reply as they come."""
-
-    def __init__(self, terminal: Terminal, request: Request, raw: bool) -> None:
-        self._terminal = terminal
-        self._json = request.json
-        self._asked = request.thoughts
-        self.mode = request.thoughts
-        if self.mode == "auto":
-            self.mode = "summary" if terminal.stderr_is_tty else "none"
-        self._trim = AnswerTrim(keep_start=raw)
-        self.out = AnswerStream(terminal.stdout, sanitize=terminal.stdout_is_tty)
-        self.record = ReplyRecord()
-        self._thinking = False
-
-    def show(self, events: list[StreamEvent]) -> None:
-        """Take a group of events in."""
-        answer = ""
-        for event in events:
-            self.record.add(event)
-            match event:
-                case Progress() if self.record.elapsed > 0.5:
-                    self._terminal.live.show(progress_text(event))
-                case ThinkingDelta(text):
-                    self._thinking = True
-                    self._think(text)
-                case TextDelta(text):
-                    self._end_thinking()
-                    answer += self._trim.feed(text)
-        if answer and not self._json:
-            self._terminal.live.wipe()
-            self.out.write(answer)
-        if self._thinking and self.mode != "none":
-            elapsed = seconds(self.record.elapsed)
-            self._terminal.live.show(thinking_line(elapsed, self.record.num_thinking_deltas))
-
-    def _think(self, text: str) -> None:
-        if self.mode == "full" and not self._terminal.quiet:
-            text = visible(text) if self._terminal.stderr_is_tty else text
-            self._terminal.thoughts(text)
-
-    def _end_thinking(self) -> None:
-        if not self._thinking:
-            return
-        self._thinking = False
-        if self.mode == "full" and not self._terminal.quiet:
-            self._terminal.write_error("\n\n")
-        if self._asked == "summary":
-            elapsed = seconds(self.record.elapsed)
-            self._terminal.line(thought_line(elapsed, self.record.num_thinking_deltas))
-
-    def finish(self) -> None:
-        """Calls and the last newline."""
-        self._end_thinking()
-        self._terminal.live.wipe()
-        if self._json:
-            return
-        if self.record.calls:
-            if not self.out.at_line_start:
-                self.out.write("\n")
-            self.out.write("".join(call_json(call) + "\n" for call in self.record.calls))
-        else:
-            self.out.write("\n")
+        return [*system, *self.earlier, Message("user", self.prompt)]
 
 
 def run_oneshot(
     worker: Worker, backend: ChatBackend, request: Request, terminal: Terminal
 ) -> TurnEnd:
-    """Answer a request on stdout.
+    """Answer a request.
 
     Raises:
-        ErnieChatError: What the engine raised, or stdout that cannot be written.
+        ErnieChatError: What the engine raised, or stdout that cannot be written; TimeLimitError
+            and StructureError where the request set such limits.
         BrokenPipeError: If the reader of stdout went away; the reply is cancelled.
         Interrupted: After a signal; the part answer is on stdout and ends with a newline.
     """
     raw = request.raw or not backend.info.has_chat_template
     if raw and not request.raw:
         terminal.note(NO_TEMPLATE_NOTICE)
-    presenter = _Presenter(terminal, request, raw)
+    if request.sampling.seed is None:
+        seeded = dataclasses.replace(request.sampling, seed=secrets.randbelow(MAX_SEED))
+        request = dataclasses.replace(request, sampling=seeded)
+    out: AnswerStream | FileOut = AnswerStream(terminal.stdout, sanitize=terminal.stdout_is_tty)
+    if request.output is not None:
+        out = FileOut(request.output)
+    if request.file is not None and not raw:
+        request.file.add_message(request.messages[-1])
+    presenter = _presenter(terminal, out, request, backend, raw)
     reply = worker.start(lambda: _events(backend, request, raw), backend.cancel)
     try:
-        _pump(reply, presenter)
+        _pump(reply, presenter, request.deadline)
     except BaseException as exc:
         reply.cancel()
-        if isinstance(exc, Interrupted):
+        if isinstance(exc, Interrupted | TimeLimitError):
             _take_rest(reply, presenter)
-            if request.json:
-                _write_json(presenter, backend, raw)
+            _write_numbers(presenter, request, backend, raw)
+        if request.file is not None:
+            request.file.add_part(presenter.record.thoughts, presenter.record.text)
         raise
-    if request.json:
-        _write_json(presenter, backend, raw)
+    _write_numbers(presenter, request, backend, raw)
+    if isinstance(out, FileOut):
+        out.commit()
     end = presenter.record.end or TurnEnd("stop")
+    _save(presenter, request, raw)
     _say_end(end, request, backend, terminal)
+    _check_structure(end, request, backend)
     return end
 
 
+def _presenter(
+    terminal: Terminal, out: Out, request: Request, backend: ChatBackend, raw: bool
+) -> Presenter:
+    if request.form != "jsonl":
+        silent = request.form == "json"
+        return TextPresenter(terminal, out, request.thoughts, raw=raw, silent=silent)
+    text = request.prompt
+    if not raw:
+        tools, think = request.tools, request.think
+        text = backend.render_prompt(request.messages, tools=tools, think=think)
+    info = backend.info
+    start = {
+        "session": (request.file.id or None) if request.file else None,
+        "model": info.model,
+        "quant": info.quant,
+        "seed": request.sampling.seed,
+        "prompt_tokens": backend.count_tokens(text),
+    }
+    return JsonlPresenter(terminal, out, start)
+
+
 def _events(backend: ChatBackend, request: Request, raw: bool) -> Iterator[StreamEvent]:
+    sampling, structure = request.sampling, request.structure
     if raw:
-        return backend.stream_completion(request.prompt, request.sampling)
+        return backend.stream_completion(request.prompt, sampling, structure=structure)
     return backend.stream_reply(
-        request.messages, request.sampling, tools=request.tools, think=request.think
+        request.messages, sampling, tools=request.tools, think=request.think, structure=structure
     )
 
 
-def _pump(reply: Reply, presenter: _Presenter) -> None:
+def _pump(reply: Reply, presenter: Presenter, deadline: Deadline) -> None:
     while not reply.done:
         presenter.show(reply.take(POLL_SECONDS))
         presenter.out.check_reader()
+        deadline.check()
     reply.check()
     presenter.finish()
 
 
-def _take_rest(reply: Reply, presenter: _Presenter) -> None:
+def _take_rest(reply: Reply, presenter: Presenter) -> None:
     """After a signal: what comes within the time there is, then the newline."""
     deadline = time.monotonic() + STOP_SECONDS
     while not reply.done and time.monotonic() < deadline:
@@ -172,63 +182,49 @@ def _take_rest(reply: Reply, presenter: _Presenter) -> None:
         presenter.finish()
 
 
-def _write_json(presenter: _Presenter, backend: ChatBackend, raw: bool) -> None:
-    presenter.out.write(json.dumps(result_object(presenter.record, backend, raw)) + "\n")
+def _write_numbers(presenter: Presenter, request: Request, backend: ChatBackend, raw: bool) -> None:
+    """The object of --json, or the last one of --jsonl."""
+    if isinstance(presenter, JsonlPresenter):
+        presenter.say("end", **numbers(presenter.record, backend))
+    elif request.form == "json":
+        found = result_object(presenter.record, backend, raw)
+        presenter.out.write(json.dumps(found) + "\n")
 
 
-def result_object(record: ReplyRecord, backend: ChatBackend, raw: bool = False) -> dict[str, Any]:
-    """The one object that --json prints; seconds and bytes."""
-    end = record.end or TurnEnd("cancelled")
-    info, memory = backend.info, backend.memory()
-    usage, spent = end.usage, end.seconds
-    return {
-        "text": trimmed(record.text, keep_start=raw),
-        "thinking": record.thoughts.strip(),
-        "tool_calls": [
-            {"id": call.id, "name": call.name, "arguments": call_arguments(call)}
-            for call in record.calls
-        ],
-        "finish_reason": end.finish_reason,
-        "usage": {
-            "prompt": usage.prompt,
-            "cached": usage.cached,
-            "thinking": usage.thinking,
-            "answer": usage.answer,
-        },
-        "time": {
-            "load": round(info.load_seconds, 4),
-            "read": round(spent.read, 4),
-            "think": round(spent.think, 4),
-            "write": round(spent.write, 4),
-        },
-        "memory": {
-            "weights": memory.weights_nbytes,
-            "kv_cache": memory.kv_cache_nbytes,
-            "host": memory.host_nbytes,
-            "host_peak": memory.host_peak_nbytes,
-            "gpu": memory.gpu_nbytes,
-            "gpu_peak": memory.gpu_peak_nbytes,
-        },
-        "seed": end.seed,
-        "model": info.model,
-        "quant": info.quant,
-    }
+def _save(presenter: Presenter, request: Request, raw: bool) -> None:
+    """The answer into the session's file."""
+    record = presenter.record
+    if request.file is not None and not raw:
+        thoughts = record.thoughts.strip() or None
+        answer = Message("assistant", record.text, thoughts, tuple(record.calls))
+        request.file.add_message(answer, record.end)
 
 
-def length_note(limit: int | None, context_length: int) -> str:
-    """Why a reply ended before the model was done, and the way out."""
-    if limit is not None:
-        return f"stopped at --max-tokens {limit}; raise it for the rest"
-    return f"stopped: the context of {context_length:,} tokens is full"
+def _check_structure(end: TurnEnd, request: Request, backend: ChatBackend) -> None:
+    """Refuse an answer that ends before its structure does.
+
+    Raises:
+        StructureError: With the reason.
+    """
+    if request.structure is None or end.is_complete:
+        return
+    what = "JSON" if request.structure.kind == "json_schema" else "the answer is"
+    if end.finish_reason == "length":
+        note = length_note(request.sampling.max_tokens, backend.info.context_length)
+        raise StructureError(f"{what} incomplete: {note}")
+    raise StructureError(f"{what} incomplete: the model ended its reply")
 
 
 def _say_end(end: TurnEnd, request: Request, backend: ChatBackend, terminal: Terminal) -> None:
-    if end.finish_reason == "length":
+    if end.finish_reason == "length" and request.structure is None:
         used = end.usage.thinking + end.usage.answer
         limit = request.sampling.max_tokens
         limit = limit if limit is not None and used >= limit else None
         terminal.note(length_note(limit, backend.info.context_length))
-    if request.verbose:
+    if request.stats:
+        for line in stats_lines(end, backend, request.sampling):
+            terminal.write_error(f"{line}\n")
+    elif request.verbose:
         written = end.usage.answer
         terminal.line(
             f"read {end.usage.prompt:,} tok ({end.usage.cached:,} cached) in"

@@ -1,21 +1,21 @@
 """Where the user types: keys, completion, history and the toolbar."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
-from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.styles import Style
 
-from erniechat.options import OPTIONS
-from erniechat.ui.commands import COMMANDS, find
+from erniechat.ui.completion import CommandCompleter
+from erniechat.ui.history import PrivateHistory, history_path
 from erniechat.ui.keys import KeyWatch, QuietKeys, RawKeys
+from erniechat.ui.paste import Folds
 from erniechat.ui.screen import Screen
 from erniechat.ui.terminal import Terminal, is_utf8
 
@@ -38,6 +38,10 @@ class Prompt(Protocol):
         """
         ...
 
+    def confirm(self, question: str) -> bool:
+        """Whether the user says yes; anything else, and Ctrl-C, is no."""
+        ...
+
     def watch(self) -> KeyWatch:
         """The keyboard while no prompt is up."""
         ...
@@ -56,36 +60,7 @@ def unquoted(text: str) -> str:
     return text
 
 
-class CommandCompleter(Completer):
-    """Completes commands, their values, and settings with theirs."""
-
-    def get_completions(
-        self, document: Document, complete_event: CompleteEvent
-    ) -> Iterable[Completion]:
-        """What Tab offers."""
-        text = document.text_before_cursor
-        if not text.startswith("/") or text.startswith("//") or "\n" in text:
-            return
-        *before, word = text.split(" ")
-        for value in self._values(before):
-            if value.startswith(word):
-                yield Completion(value, start_position=-len(word))
-
-    def _values(self, before: list[str]) -> Iterable[str]:
-        if not before:
-            names = [name for c in COMMANDS for name in (c.name, *c.aliases) if name != "?"]
-            return ["/" + name for name in names]
-        command = find(before[0][1:])
-        if command is None:
-            return []
-        if command.name == "help" and len(before) == 1:
-            return [c.name for c in COMMANDS]
-        if command.name == "set" and len(before) == 2 and before[1] in OPTIONS:
-            return [*OPTIONS[before[1]].spec.choices, "default"]
-        return command.values if len(before) == 1 else []
-
-
-def _bindings() -> KeyBindings:
+def _bindings(folds: Folds) -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("enter", eager=True)
@@ -106,6 +81,16 @@ def _bindings() -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    @keys.add(Keys.BracketedPaste)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text(folds.fold(event.data))
+
+    @keys.add("backspace")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        mark = folds.mark_before(buffer.document.text_before_cursor)
+        buffer.delete_before_cursor(len(mark) or 1)
+
     @keys.add("c-c", eager=True)
     @keys.add("<sigint>", eager=True)
     def _(event: KeyPressEvent) -> None:
@@ -122,8 +107,10 @@ class LinePrompt:
 
     def __init__(
         self,
-        toolbar: Callable[[int], str],
+        toolbar: Callable[[int, str], str],
+        count_tokens: Callable[[str], int] = len,
         *,
+        history: bool = False,
         source: Input | None = None,
         output: Output | None = None,
         color: bool = True,
@@ -132,19 +119,23 @@ class LinePrompt:
         self._source = source or create_input(sys.stdin)
         self._output = output or create_output(sys.stdout)
         self._sign = "› " if utf8 else "> "
+        self._folds = Folds(count_tokens)
+        stored: History = InMemoryHistory()
+        if history:
+            stored = PrivateHistory(history_path(), self._folds.expand)
         self._session: PromptSession[str] = PromptSession(
             [("class:prompt", self._sign)],
             multiline=True,
             prompt_continuation="  ",
-            key_bindings=_bindings(),
+            key_bindings=_bindings(self._folds),
             completer=CommandCompleter(),
             complete_while_typing=False,
-            history=InMemoryHistory(),
+            history=stored,
             enable_history_search=True,
             enable_open_in_editor=True,
             enable_suspend=True,
             reserve_space_for_menu=4,
-            bottom_toolbar=lambda: toolbar(self._output.get_size().columns),
+            bottom_toolbar=lambda: toolbar(self._output.get_size().columns, self._typed()),
             refresh_interval=1.0,
             style=_STYLE if color else _PLAIN_STYLE,
             color_depth=ColorDepth.DEPTH_4_BIT if color else ColorDepth.DEPTH_1_BIT,
@@ -156,7 +147,18 @@ class LinePrompt:
 
     def ask(self, draft: str) -> str:
         """One message or command, as Prompt says."""
-        return self._session.prompt(default=draft)
+        return self._folds.expand(self._session.prompt(default=draft))
+
+    def _typed(self) -> str:
+        return self._folds.expand(self._session.default_buffer.text)
+
+    def confirm(self, question: str) -> bool:
+        """See `Prompt`."""
+        asker: PromptSession[str] = PromptSession(input=self._source, output=self._output)
+        try:
+            return asker.prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except (EOFError, KeyboardInterrupt):
+            return False
 
     def watch(self) -> KeyWatch:
         """Every key by itself."""
@@ -188,14 +190,37 @@ class PlainPrompt:
             raise EOFError
         return line.rstrip("\n")
 
+    def confirm(self, question: str) -> bool:
+        """See `Prompt`."""
+        try:
+            return self._line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
     def watch(self) -> KeyWatch:
         """Only Ctrl-C."""
         return QuietKeys()
 
 
-def make_prompt(terminal: Terminal, screen: Screen, toolbar: Callable[[int], str]) -> Prompt:
-    """The prompt that the terminal can show."""
+def make_prompt(
+    terminal: Terminal,
+    screen: Screen,
+    toolbar: Callable[[int, str], str],
+    count_tokens: Callable[[str], int],
+    *,
+    history: bool,
+) -> Prompt:
+    """The prompt that the terminal can show.
+
+    Args:
+        terminal: Says what can be shown.
+        screen: Where the rest of the chat is shown.
+        toolbar: The line under the prompt, from its width and what is typed.
+        count_tokens: Counts the tokens of a paste.
+        history: Whether typed messages are kept for the next chat.
+    """
     utf8 = is_utf8(terminal.stdout)
     if not terminal.moves_cursor:
         return PlainPrompt(screen, utf8)
-    return LinePrompt(toolbar, color=terminal.stdout_color, utf8=utf8)
+    color = terminal.stdout_color
+    return LinePrompt(toolbar, count_tokens, history=history, color=color, utf8=utf8)

@@ -1,45 +1,54 @@
-"""The chat: prompt, answer, prompt; commands; and what stops, fails and leaves."""
+"""The chat: prompt, answer, prompt; commands; and the ways in and out."""
 
 import signal
-import time
-import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from erniechat.backend import ChatBackend
+from erniechat.chat.sessions import SavedChat, session_paths, sessions_folder
 from erniechat.errors import ErnieChatError
-from erniechat.events import TurnEnd
+from erniechat.ui.answering import POLL_SECONDS, Answerer
+from erniechat.ui.attachments import expand
 from erniechat.ui.commands import literal, parse_line, run_command
-from erniechat.ui.failure import describe
+from erniechat.ui.inputs import read_system
 from erniechat.ui.keys import KeyWatch
-from erniechat.ui.oneshot import NO_TEMPLATE_NOTICE, length_note
 from erniechat.ui.progress import LoadProgress
 from erniechat.ui.prompt import Prompt, make_prompt, unquoted
-from erniechat.ui.reply_view import ReplyView
+from erniechat.ui.result import NO_TEMPLATE_NOTICE
+from erniechat.ui.run_tools import Consent, run_calls
 from erniechat.ui.screen import Screen, make_screen
-from erniechat.ui.session import Session
+from erniechat.ui.session import Session, Turn
 from erniechat.ui.settings import Settings
 from erniechat.ui.signals import Interrupted
-from erniechat.ui.stats import toolbar_text
+from erniechat.ui.stats import stats_tables, toolbar_text
 from erniechat.ui.terminal import Terminal
 from erniechat.ui.text import count
-from erniechat.ui.worker import Reply, Task, Worker
+from erniechat.ui.tool_commands import ToolCommand
+from erniechat.ui.worker import Task, Worker
 
-POLL_SECONDS = 0.03
-LEAVE_SECONDS = 2.0
 LEAVING_WORDS = ("exit", "quit", "bye")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSetup:
-    """What a chat starts with."""
+    """What a chat starts with.
+
+    Attributes:
+        document: The first message, read from a pipe; empty for none.
+        runners: The commands of tools that may be run, by name; empty where none may.
+        saved: The session to go on with.
+    """
 
     settings: Settings
-    system: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     raw: bool = False
     notice: str = ""
     debug: bool = False
+    document: str = ""
+    runners: Mapping[str, ToolCommand] = field(default_factory=dict)
+    saved: SavedChat | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def chat(
@@ -57,15 +66,41 @@ def chat(
     """
     screen = make_screen(terminal)
     sessions: list[Session] = []  # the prompt is there before the session: it owns the keyboard
-    prompt = make_prompt(terminal, screen, lambda width: toolbar_text(sessions[0], width))
+    prompt = make_prompt(
+        terminal,
+        screen,
+        lambda width, text: toolbar_text(sessions[0], width, text),
+        lambda text: sessions[0].backend.count_tokens(text),
+        history=setup.settings.chat.history,
+    )
     terminal.live.wipe()
     wait_for_load(load, progress, prompt.watch(), screen)
     backend = load.result()
     progress.say_warnings()
-    raw = setup.raw or not backend.info.has_chat_template
-    session = Session(backend, setup.settings, screen, setup.system, setup.tools, raw)
+    session = _new_session(backend, screen, setup)
     sessions.append(session)
-    return Repl(session, worker, prompt, debug=setup.debug).run(setup.notice)
+    try:
+        return Repl(session, worker, prompt, setup.runners, debug=setup.debug).run(setup)
+    finally:
+        session.close()
+
+
+def _new_session(backend: ChatBackend, screen: Screen, setup: ChatSetup) -> Session:
+    raw = setup.raw or not backend.info.has_chat_template
+    save = setup.settings.chat.save
+    session = Session(
+        backend,
+        setup.settings,
+        screen,
+        tools=setup.tools,
+        raw=raw,
+        saving=not raw and (save is None or save),
+        environ=setup.environ,
+        system=read_system(setup.settings.chat.system),
+    )
+    if setup.saved is not None:
+        session.resume(setup.saved)
+    return session
 
 
 def wait_for_load(
@@ -92,41 +127,50 @@ class Repl:
         session: The state.
         worker: The thread that the model runs on.
         prompt: The keyboard.
+        runners: The commands of tools that may be run.
         debug: Whether a bug in a turn is shown with its traceback.
     """
 
     def __init__(
-        self, session: Session, worker: Worker, prompt: Prompt, *, debug: bool = False
+        self,
+        session: Session,
+        worker: Worker,
+        prompt: Prompt,
+        runners: Mapping[str, ToolCommand] | None = None,
+        *,
+        debug: bool = False,
     ) -> None:
-        self._debug = debug
         self._session = session
         self._screen = session.screen
-        self._worker = worker
         self._prompt = prompt
-        self._stopped_at = float("-inf")
+        self._consent = Consent(runners or {}, prompt, session.screen)
+        self._answerer = Answerer(session, worker, prompt, debug=debug)
 
-    def run(self, notice: str = "") -> int:
+    def run(self, setup: ChatSetup | None = None) -> int:
         """Chat until the user leaves; return the exit status.
 
         Raises:
             Interrupted: If the user leaves by a second Ctrl-C.
         """
-        self._say_hello(notice)
-        while self._session.exit_status is None:
+        session = self._session
+        self._say_hello(setup)
+        if setup and setup.document:
+            session.next_turn = Turn(setup.document)
+        while session.exit_status is None:
             try:
                 self._step()
             except EOFError:
-                self._session.exit_status = 0
+                session.exit_status = 0
             except Interrupted:
                 raise
             except KeyboardInterrupt:
-                if time.monotonic() - self._stopped_at < LEAVE_SECONDS:
+                if self._answerer.was_just_stopped:
                     raise Interrupted(signal.SIGINT) from None
                 self._screen.note("Ctrl-D leaves")
         self._say_goodbye()
-        return self._session.exit_status
+        return session.exit_status
 
-    def _say_hello(self, notice: str) -> None:
+    def _say_hello(self, setup: ChatSetup | None) -> None:
         info = self._session.backend.info
         thinks = {
             "never": "does not think",
@@ -143,29 +187,55 @@ class Repl:
         if not self._screen.moves_cursor:
             keys = "\\ Enter new line · Ctrl-C stops an answer"
         self._screen.note(f"/help lists commands · {keys} · Ctrl-D leaves")
-        if notice:
-            self._screen.note(notice)
+        if setup and setup.notice:
+            self._screen.note(setup.notice)
         if self._session.raw:
             self._screen.note(NO_TEMPLATE_NOTICE)
+        self._say_where(setup)
         self._screen.line()
 
+    def _say_where(self, setup: ChatSetup | None) -> None:
+        """Where the conversation is kept: the first time, and when an old one is gone on with."""
+        session = self._session
+        if setup and setup.saved is not None:
+            for line in setup.saved.damage:
+                self._screen.note(line)
+            tokens = count(session.num_context_tokens)
+            said = f"session {setup.saved.id} · {_exchanges(session)} · {tokens} tok"
+            self._screen.note(f"{said} · {setup.saved.title}")
+            if session.draft:
+                self._screen.note("its last message was not answered; it is back in the prompt")
+        elif session.saving and not session_paths():
+            self._screen.note(
+                f"conversations are kept in {sessions_folder()}; --no-save keeps none"
+            )
+
     def _say_goodbye(self) -> None:
-        if not self._screen.quiet:
-            exchanges = self._session.num_exchanges
-            said = f" · {exchanges} exchange{'s' if exchanges != 1 else ''}" if exchanges else ""
+        if self._screen.quiet:
+            return
+        said = f" · {_exchanges(self._session)}" if self._session.num_exchanges else ""
+        if name := self._session.id:
+            back = f"back with: erniechat -c   (or --resume {name})"
+            self._screen.block(f"saved {name}{said} · {back}", style="dim")
+        else:
             self._screen.note(f"goodbye{said}")
 
     def _step(self) -> None:
         """One prompt and what it leads to."""
-        draft, self._session.draft = self._session.draft, ""
-        text = self._prompt.ask(draft)
-        if not text.strip():
-            return
+        session = self._session
         try:
-            self._obey_or_send(text)
+            if session.next_turn is None:
+                draft, session.draft = session.draft, ""
+                text = self._prompt.ask(draft)
+                if not text.strip():
+                    return
+                self._obey_or_send(text)
+            while session.next_turn is not None and session.exit_status is None:
+                turn, session.next_turn = session.next_turn, None
+                self._answer(turn)
         except ErnieChatError as exc:
             self._screen.error(str(exc))
-        if self._session.exit_status is None:
+        if session.exit_status is None:
             self._screen.line()
 
     def _obey_or_send(self, text: str) -> None:
@@ -173,96 +243,36 @@ class Repl:
         if command is None and text.strip() in LEAVING_WORDS and not text.startswith(" "):
             word = text.strip()
             self._screen.note(f'Ctrl-D or /exit leaves; " {word}" with a blank before it sends it')
-            return
-        if command is None:
-            self._answer(unquoted(literal(text)))
-            return
-        run_command(self._session, *command)
-        resend, self._session.resend = self._session.resend, None
-        if resend is not None:
-            self._answer(resend)
-
-    def _answer(self, text: str) -> None:
-        """Send a message and draw the reply."""
-        session = self._session
-        self._screen.line()
-        view = ReplyView(
-            self._screen, session.thoughts_mode, session.backend.count_tokens, session.raw
-        )
-        session.begin(text)
-        reply = self._worker.start(lambda: session.events(text), session.backend.cancel)
-        try:
-            self._draw(reply, view)
-            reply.check()
-        except EOFError:
-            raise
-        except Exception as exc:
-            self._fail(view, text, exc)
-            return
-        view.finish()
-        self._settle(view, text)
-
-    def _draw(self, reply: Reply, view: ReplyView) -> None:
-        """Draw events and obey keys until the reply ends.
-
-        Raises:
-            Interrupted: For a second Ctrl-C soon after the first.
-        """
-        try:
-            with self._prompt.watch() as keys:
-                while not reply.done:
-                    for action in keys.poll(POLL_SECONDS):
-                        now = time.monotonic()
-                        if action == "interrupt" and now - self._stopped_at < LEAVE_SECONDS:
-                            raise Interrupted(signal.SIGINT)
-                        if action == "interrupt":
-                            self._stopped_at = now
-                        reply.cancel()
-                        view.stopping()
-                    view.show(reply.take(0))
-        except BaseException:
-            reply.cancel()
-            view.finish()
-            raise
-
-    def _fail(self, view: ReplyView, text: str, exc: Exception) -> None:
-        """An error in a turn: keep what was written, or give the message back."""
-        view.finish()
-        if self._debug:
-            self._screen.block("".join(traceback.format_exception(exc)))
-        if view.record.has_answer:
-            self._session.keep(view.record)
-            self._screen.line()
-            self._say_error(exc)
-            self._screen.note("the part above is kept in the conversation · /retry, /undo")
-            return
-        self._session.take_back(view.record, text)
-        self._say_error(exc)
-
-    def _say_error(self, exc: Exception) -> None:
-        """One line; a bug in the engine ends the turn and not the chat."""
-        if isinstance(exc, ErnieChatError):
-            self._screen.error(str(exc))
+        elif command is None:
+            typed = unquoted(literal(text))
+            self._session.next_turn = Turn(self._whole_message(typed), typed)
         else:
-            tail = "" if self._debug else " (ERNIECHAT_DEBUG=1 shows where)"
-            self._screen.line(f"internal error: {describe(exc)}{tail}")
+            run_command(self._session, *command)
 
-    def _settle(self, view: ReplyView, text: str) -> None:
-        """The lines under an answer, and its place in the conversation."""
-        session, record = self._session, view.record
-        end = record.end or TurnEnd("cancelled")
-        if end.finish_reason == "cancelled" and not record.has_answer:
-            session.take_back(record, text)
-            self._screen.note("stopped by you before the answer began · the message is back")
-            return
-        session.keep(record)
-        if not self._screen.quiet:
-            self._screen.line()
-        if end.finish_reason == "cancelled":
-            kept = "" if session.raw else " · the part is kept · /retry, /undo or type on"
-            self._screen.note(f"stopped by you after {count(end.usage.answer)} tok{kept}")
-        elif not self._screen.quiet:
-            self._screen.note(view.summary(end))
-        if end.finish_reason == "length":
-            limit = session.settings.sampling.max_tokens
-            self._screen.note(length_note(limit, session.backend.info.context_length))
+    def _whole_message(self, text: str) -> str:
+        """A message with the files that it names or that were attached before."""
+        session = self._session
+        text, files = (text, []) if session.raw else expand(text)
+        for path, body in files:
+            tokens = count(session.backend.count_tokens(body))
+            self._screen.note(f"@{path} +{tokens} tok")
+        attached, session.attached = session.attached, []
+        return "\n\n".join([*attached, *(body for _, body in files), text])
+
+    def _answer(self, turn: Turn) -> None:
+        """Answer a turn, and run the tools that it calls if the user says so."""
+        session = self._session
+        if self._answerer.answer(turn):
+            calls = session.messages[-1].tool_calls if session.messages else ()
+            results = run_calls(calls, self._consent) if calls else []
+            if results:
+                session.add_results(results)
+                session.next_turn = Turn(None)
+        if session.settings.display.stats and not session.next_turn:
+            for table in stats_tables(session):
+                self._screen.show(table)
+
+
+def _exchanges(session: Session) -> str:
+    number = session.num_exchanges
+    return f"{number} exchange{'s' if number != 1 else ''}"

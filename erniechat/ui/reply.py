@@ -5,7 +5,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, ToolCall, TurnEnd
+from erniechat.events import (
+    BudgetReached,
+    Progress,
+    StreamEvent,
+    TextDelta,
+    ThinkingDelta,
+    ToolCall,
+    TurnEnd,
+)
 
 
 @dataclass(slots=True)
@@ -17,6 +25,7 @@ class ReplyRecord:
     calls: list[ToolCall] = field(default_factory=list)
     end: TurnEnd | None = None
     num_thinking_deltas: int = 0
+    budget_reached: bool = False
     started_at: float = field(default_factory=time.monotonic)
 
     def add(self, event: StreamEvent) -> None:
@@ -29,6 +38,8 @@ class ReplyRecord:
                 self.text += text
             case ToolCall():
                 self.calls.append(event)
+            case BudgetReached():
+                self.budget_reached = True
             case TurnEnd():
                 self.end = event
             case Progress():
@@ -90,6 +101,7 @@ def thinking_line(seconds: str, num_tokens: int) -> str:
     return f"thinking {seconds} · {num_tokens:,} tok"
 
 
-def thought_line(seconds: str, num_tokens: int) -> str:
+def thought_line(seconds: str, num_tokens: int, budget_reached: bool = False) -> str:
     """The line that stays once it has thought."""
-    return f"thought for {seconds} · {num_tokens:,} tok"
+    end = " (budget)" if budget_reached else ""
+    return f"thought for {seconds} · {num_tokens:,} tok{end}"

@@ -84,7 +84,8 @@ class ReplyView:
             self._close(self._thought_text)
         if self._thoughts != "none":
             num_tokens = self._count_tokens(self.record.thoughts)
-            self._screen.note(thought_line(seconds(spent), num_tokens))
+            reached = self.record.budget_reached
+            self._screen.note(thought_line(seconds(spent), num_tokens, reached))
             self._screen.line()
 
     def _write_answer(self, text: str) -> None:

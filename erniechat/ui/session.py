@@ -1,13 +1,15 @@
 """One chat as state: conversation, settings, totals; what commands change and the loop reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message
+from erniechat.chat.sessions import SavedChat, SessionFile
 from erniechat.errors import ErnieChatError
 from erniechat.events import Seconds, StreamEvent, TurnEnd, Usage
+from erniechat.options import SamplingOptions
 from erniechat.ui.reply import ReplyRecord
 from erniechat.ui.screen import Screen
 from erniechat.ui.settings import Settings
@@ -34,30 +36,55 @@ class Totals:
         self.seconds = replace(self.seconds, **times)
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is to be answered next.
+
+    Attributes:
+        text: The user's message; None goes on from the conversation as it is.
+        typed: What of it was typed, where files were put before it.
+        sampling: How tokens are chosen, where not as the settings say.
+        part: What there is of the answer already.
+    """
+
+    text: str | None
+    typed: str = ""
+    sampling: SamplingOptions | None = None
+    part: Message | None = None
+
+
 @dataclass(slots=True)
 class Session:
     """The state of one chat.
 
     Attributes:
         raw: Texts are gone on from as they are, each by itself, without a chat template.
+        saving: Whether the conversation is kept on disk.
+        environ: The environment, for the editor and the clipboard.
         last: The newest reply, kept for /thoughts and /stats.
+        attached: Files that the next message brings along.
         draft: Text that the next prompt starts with.
-        resend: A message to answer at once instead of prompting.
+        next_turn: To be answered at once instead of prompting.
         exit_status: Set once the chat is to end.
     """
 
     backend: ChatBackend
     settings: Settings
     screen: Screen
-    system: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     raw: bool = False
+    saving: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
     messages: list[Message] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     last: ReplyRecord | None = None
+    attached: list[str] = field(default_factory=list)
     draft: str = ""
-    resend: str | None = None
+    next_turn: Turn | None = None
     exit_status: int | None = None
+    _file: SessionFile | None = None
+    _parts_written: tuple[int, int] = (0, 0)
     _num_context_tokens: int | None = None
 
     @property
@@ -65,6 +92,11 @@ class Session:
         """How thinking is shown: full, summary or none."""
         mode = self.settings.display.thoughts
         return "summary" if mode == "auto" else mode
+
+    @property
+    def id(self) -> str:
+        """The session's name on disk, empty where there is none yet."""
+        return self._file.id if self._file else ""
 
     @property
     def conversation(self) -> list[Message]:
@@ -97,53 +129,133 @@ class Session:
         except ErnieChatError:  # a template may refuse a conversation without a user
             return sum(self.backend.count_tokens(message.content) for message in self.conversation)
 
-    def begin(self, text: str) -> None:
-        """Take a message into the conversation."""
-        if not self.raw:
-            self.messages.append(Message("user", text))
-            self.touch()
+    def begin(self, turn: Turn) -> None:
+        """Take a message into the conversation, and to the disk before it is answered."""
+        self._parts_written = (0, 0)
+        if not self.raw and turn.text is not None:
+            self._add(Message("user", turn.text))
+        self.touch()
 
-    def events(self, text: str) -> Iterator[StreamEvent]:
+    def events(self, turn: Turn) -> Iterator[StreamEvent]:
         """The reply to the conversation, or in raw mode to the text."""
+        sampling = turn.sampling or self.settings.sampling
         if self.raw:
-            return self.backend.stream_completion(text, self.settings.sampling)
+            return self.backend.stream_completion(turn.text or "", sampling)
         return self.backend.stream_reply(
-            self.conversation, self.settings.sampling, tools=self.tools, think=self.settings.think
+            self.conversation,
+            sampling,
+            tools=self.tools,
+            think=self.settings.think,
+            part=turn.part,
         )
 
-    def keep(self, record: ReplyRecord) -> None:
-        """Take a reply, whole or a part, into the conversation."""
+    def save_part(self, record: ReplyRecord) -> None:
+        """Bring to the disk what has come of a reply since the last time."""
+        thoughts, text = self._parts_written
+        if self._file and (len(record.thoughts), len(record.text)) != self._parts_written:
+            self._file.add_part(record.thoughts[thoughts:], record.text[text:])
+            self._parts_written = (len(record.thoughts), len(record.text))
+
+    def keep(self, record: ReplyRecord, part: Message | None = None) -> None:
+        """Take a reply, whole or a part, into the conversation; after a part, joined to it."""
         self.last = record
         if record.end is not None:
             self.totals.add(record.end)
+        thoughts, text = record.thoughts, record.text
+        if part is not None:
+            thoughts, text = (part.thoughts or "") + thoughts, part.content + text
+            if self._file:
+                self._file.keep(len(self.messages), "continue")
         if not self.raw:
-            thoughts = record.thoughts.strip() or None
-            answer = Message("assistant", record.text, thoughts, tuple(record.calls))
-            self.messages.append(answer)
+            answer = Message("assistant", text, thoughts.strip() or None, tuple(record.calls))
+            self._add(answer, record.end)
         self.touch()
 
-    def take_back(self, record: ReplyRecord, text: str) -> None:
+    def _add(self, message: Message, end: TurnEnd | None = None) -> None:
+        self.messages.append(message)
+        if self.saving and self._file is None:
+            self._file = self._new_file()
+        if self._file:
+            self._file.set_system(self.system)
+            self._file.add_message(message, end)
+
+    def _new_file(self, parent: str = "") -> SessionFile:
+        load = self.settings.load
+        settings = {"model": load.model, "quant": self.backend.info.quant}
+        if load.revision is not None:
+            settings["revision"] = load.revision
+        return SessionFile(self.screen.note, settings, parent=parent)
+
+    def add_results(self, results: list[Message]) -> None:
+        """Take what tools gave into the conversation."""
+        for message in results:
+            self._add(message)
+        self.touch()
+
+    def take_back(self, record: ReplyRecord, turn: Turn) -> None:
         """Forget a message that was not answered; the next prompt starts with it."""
         self.last = record if record.thoughts else self.last
         if record.end is not None:
             self.totals.add(record.end)
-        if not self.raw and self.messages and self.messages[-1].role == "user":
-            self.messages.pop()
-        self.draft = text
+        if turn.part is not None:
+            self.messages.append(turn.part)
+        elif turn.text is not None:
+            if not self.raw and self.messages and self.messages[-1].role == "user":
+                self.truncate(len(self.messages) - 1, "unanswered")
+            self.draft = turn.typed or turn.text
         self.touch()
 
-    def drop_exchange(self) -> str | None:
+    def truncate(self, num_messages: int, why: str) -> None:
+        """Keep only the first messages; the file keeps the others too."""
+        del self.messages[num_messages:]
+        if self._file:
+            self._file.keep(num_messages, why)
+        self.touch()
+
+    def drop_exchange(self, why: str) -> str | None:
         """Take the last message of the user and all after it away; None if there is none."""
         for index in range(len(self.messages) - 1, -1, -1):
             if self.messages[index].role == "user":
                 text = self.messages[index].content
-                del self.messages[index:]
-                self.touch()
+                self.truncate(index, why)
                 return text
         return None
 
     def reset(self) -> None:
         """Start a new conversation with the same settings."""
+        self.close()
         self.messages.clear()
         self.last = None
         self.touch()
+
+    def replace_conversation(self, messages: list[Message], parent: str = "") -> None:
+        """Go on from other messages, in a session of their own."""
+        self.reset()
+        if messages and messages[0].role == "system":
+            self.system, messages = messages[0].content, messages[1:]
+        if self.saving:
+            self._file = self._new_file(parent)
+        for message in messages:
+            self._add(message)
+
+    def resume(self, chat: SavedChat) -> None:
+        """Go on with a saved conversation, in its file.
+
+        Raises:
+            UsageError: If another process has it open.
+        """
+        file = SessionFile.resume(chat, self.screen.note) if self.saving else None
+        self.reset()
+        self._file = file
+        self.system = chat.system if chat.system is not None else self.system
+        self.messages = list(chat.messages)
+        if self.messages and self.messages[-1].role == "user":
+            self.draft = self.messages[-1].content
+            self.truncate(len(self.messages) - 1, "unanswered")
+        self.touch()
+
+    def close(self) -> None:
+        """Let go of the session's file."""
+        if self._file:
+            self._file.close()
+            self._file = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from erniechat.options import (
     OPTIONS,
+    ChatOptions,
     DisplayOptions,
     LoadOptions,
     SamplingOptions,
@@ -54,6 +55,11 @@ class Settings:
         return build(DisplayOptions, self.values)
 
     @property
+    def chat(self) -> ChatOptions:
+        """The conversation: system prompt, what is kept, what does not fit."""
+        return build(ChatOptions, self.values)
+
+    @property
     def think(self) -> ThinkMode:
         """Whether the model is to think."""
         mode: ThinkMode = self.display.think  # type: ignore[assignment]  # checked by its choices
@@ -90,24 +96,26 @@ def merge_layers(layers: Sequence[Layer]) -> Settings:
 def environment_layer(environ: Mapping[str, str]) -> tuple[Layer, str]:
     """The settings that ERNIECHAT_* variables give, and a warning, empty if all are known.
 
-    An empty variable counts as not set.
+    An empty variable counts as not set. ERNIECHAT_NO_SAVE=1 is ERNIECHAT_SAVE=0, and so for every
+    yes-or-no setting. ACCESSIBLE, a convention of many programs, asks for the screen reader's mode.
 
     Raises:
         UsageError: With the variable, the value and the rule.
     """
-    known = {option.variable: option for option in OPTIONS.values()}
-    values = {
-        option.name: option.parse(environ[variable], variable)
-        for variable, option in known.items()
-        if environ.get(variable)
-    }
-    unknown = sorted(
-        name
-        for name in environ
-        if name.startswith(PREFIX) and name not in known and name not in NOT_SETTINGS
-    )
+    values: dict[str, Any] = {"screen_reader": True} if environ.get("ACCESSIBLE") else {}
+    known = set(NOT_SETTINGS)
+    for option in OPTIONS.values():
+        negative = option.variable.replace(PREFIX, PREFIX + "NO_")
+        if option.type is bool:
+            known.add(negative)
+            if environ.get(negative):
+                values[option.name] = not option.parse(environ[negative], negative)
+        known.add(option.variable)
+        if environ.get(option.variable):
+            values[option.name] = option.parse(environ[option.variable], option.variable)
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
     warning = f"unknown environment variable {', '.join(unknown)}; ignored" if unknown else ""
-    near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.8) if unknown else []
+    near = difflib.get_close_matches(unknown[0], sorted(known), 1, 0.8) if unknown else []
     if near:
         warning += f". Did you mean {near[0]}?"
     return Layer("environment", values), warning

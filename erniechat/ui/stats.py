@@ -4,6 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from erniechat.events import TurnEnd
+from erniechat.ui.attachments import attached_text
 from erniechat.ui.screen import plain_table
 from erniechat.ui.session import Session, Totals
 from erniechat.ui.text import count, gib, join_fitting, rate, seconds, short_count
@@ -69,15 +70,28 @@ def percent(used: int, whole: int) -> str:
     return "< 1 %" if 0 < share < 1 else f"{share:.0f} %"
 
 
-def toolbar_text(session: Session, width: int) -> str:
-    """The line under the prompt; fields are dropped from the right as it gets narrow."""
+def toolbar_text(session: Session, width: int, typed: str = "") -> str:
+    """The line under the prompt; fields are dropped from the right as it gets narrow.
+
+    Args:
+        session: The chat.
+        width: Columns.
+        typed: What is in the prompt; the files that it names are priced.
+    """
     info, memory = session.backend.info, session.backend.memory()
     context = f"ctx {short_count(session.num_context_tokens)}/{short_count(info.context_length)}"
     end = session.last.end if session.last else None
     if end is not None and end.usage.thinking and session.messages:
         context += f" ({short_count(end.usage.thinking)} thoughts not kept)"
     parts = [context]
+    if "@" in typed and (body := attached_text(typed)):
+        tokens = session.backend.count_tokens(body)
+        share = percent(tokens, info.context_length)
+        parts.insert(0, f"+{count(tokens)} tok of files (ctx {share})")
     if memory.gpu_nbytes:
         parts.append(f"gpu {gib(memory.gpu_nbytes)}")
     parts.append(f"ram {gib(memory.host_nbytes)}")
-    return join_fitting([*parts, info.model, info.quant], width - 1)
+    parts += [info.model, info.quant]
+    if session.id:
+        parts.append(f"session {session.id}")
+    return join_fitting(parts, width - 1)

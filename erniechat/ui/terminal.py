@@ -40,11 +40,12 @@ class Terminal:
 
     def configure(self, display: DisplayOptions, environ: Mapping[str, str]) -> None:
         """Obey display settings and the environment."""
-        choice = "never" if display.plain and display.color == "auto" else display.color
+        plain = display.plain or display.screen_reader
+        choice = "never" if plain and display.color == "auto" else display.color
         out_tty, err_tty = self.stdout_is_tty, self.stderr_is_tty
         self.stdout_color = wants_color(choice, out_tty, environ, forced=out_tty)
         self.stderr_color = wants_color(choice, err_tty, environ, forced=True)
-        self.moves_cursor = not display.plain and environ.get("TERM") != "dumb"
+        self.moves_cursor = not plain and environ.get("TERM") != "dumb"
         self.quiet = display.quiet
         can = err_tty and self.moves_cursor and not self.quiet
         self.live = LiveLine(self.stderr, can, self.stderr_color)

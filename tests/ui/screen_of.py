@@ -28,6 +28,7 @@ class TerminalRun:
         self._last_mode: list[object] = []
         base = {key: value for key, value in os.environ.items() if "ERNIECHAT" not in key}
         base |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
+        base |= {"ERNIECHAT_SAVE": "no", "ERNIECHAT_HISTORY": "no"}  # tests say if they want it
         for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
             base.pop(name, None)
         self.child = pexpect.spawn(

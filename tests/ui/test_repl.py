@@ -42,7 +42,9 @@ class Chat:
         merged = merge_layers([Layer("flag", settings)])
         self.session = Session(self.backend, merged, screen, tools=tools, raw=raw)  # type: ignore[arg-type]  # popped
         self._keys = keys
-        prompt = LinePrompt(lambda width: "", source=keys, output=DummyOutput())
+        prompt = LinePrompt(
+            lambda width, text: "", self.backend.count_tokens, source=keys, output=DummyOutput()
+        )
         self._repl = Repl(self.session, Worker(), prompt)
 
     def type(self, *lines: str) -> str:
@@ -128,7 +130,7 @@ def test_a_failure_in_mid_answer_keeps_the_part(keys: PipeInput):
 def test_a_length_stop_is_told(keys: PipeInput):
     cut: Script = [*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]
     out = Chat(keys, [cut], max_tokens=2).type("Q")
-    assert "2 tok\nstopped at --max-tokens 2; raise it for the rest\n" in out
+    assert "2 tok\nstopped at --max-tokens 2; raise it for the rest · /continue\n" in out
 
 
 def test_calls_are_shown_as_calls_and_kept(keys: PipeInput):

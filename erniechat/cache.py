@@ -1,0 +1,54 @@
+"""The quantized copies on disk: what there is, and its end."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from erniechat.errors import ErnieChatError, UsageError
+
+INDEX_FILE = "index.json"
+
+
+def copies_folder() -> Path:
+    """Where quantized copies are kept."""
+    return platformdirs.user_cache_path("erniechat") / "copies"
+
+
+def list_copies() -> list[dict[str, Any]]:
+    """Name, model, format and bytes of each complete copy, by name."""
+    folder = copies_folder()
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [_describe(path) for path in found if (path / INDEX_FILE).is_file()]
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    try:
+        meta = json.loads((path / INDEX_FILE).read_text("utf-8"))["index"]["meta"]
+        model, quant = str(meta["model"]), str(meta["quant"])
+    except (OSError, ValueError, LookupError, TypeError):
+        model, quant = "damaged", "?"
+    return {"name": path.name, "model": model, "quant": quant, "nbytes": nbytes}
+
+
+def remove_copy(name: str) -> int:
+    """Delete a copy, or with "all" every one; the number of bytes that this frees.
+
+    Raises:
+        UsageError: If there is none of that name.
+        ErnieChatError: If it cannot be deleted.
+    """
+    copies = {copy["name"]: copy["nbytes"] for copy in list_copies()}
+    names = list(copies) if name == "all" else [name]
+    if name != "all" and name not in copies:
+        known = ", ".join(copies) or "there is none"
+        raise UsageError(f'there is no quantized copy "{name}"', known)
+    for found in names:
+        try:
+            shutil.rmtree(copies_folder() / found)
+        except OSError as exc:
+            raise ErnieChatError(f"cannot delete {found}: {exc.strerror}") from exc
+    return sum(copies[found] for found in names)

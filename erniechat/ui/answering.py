@@ -1,0 +1,142 @@
+"""One turn of the chat: the reply is drawn, may be stopped, and finds its place."""
+
+import signal
+import time
+import traceback
+
+from erniechat.errors import ErnieChatError
+from erniechat.events import TurnEnd
+from erniechat.ui.failure import describe
+from erniechat.ui.prompt import Prompt
+from erniechat.ui.reply_view import ReplyView
+from erniechat.ui.result import length_note
+from erniechat.ui.session import Session, Turn
+from erniechat.ui.signals import Interrupted
+from erniechat.ui.text import count
+from erniechat.ui.worker import Reply, Worker
+
+POLL_SECONDS = 0.03
+LEAVE_SECONDS = 2.0
+SAVE_SECONDS = 1.0
+
+
+class Answerer:
+    """Answers turns.
+
+    Args:
+        session: The state.
+        worker: The thread that the model runs on.
+        prompt: The keyboard.
+        debug: Whether a bug in a turn is shown with its traceback.
+    """
+
+    def __init__(
+        self, session: Session, worker: Worker, prompt: Prompt, *, debug: bool = False
+    ) -> None:
+        self._debug = debug
+        self._session = session
+        self._screen = session.screen
+        self._worker = worker
+        self._prompt = prompt
+        self._stopped_at = float("-inf")
+
+    @property
+    def was_just_stopped(self) -> bool:
+        """Whether a Ctrl-C now is the second of two."""
+        return time.monotonic() - self._stopped_at < LEAVE_SECONDS
+
+    def answer(self, turn: Turn) -> bool:
+        """Send a turn and draw the reply; whether it came to its end.
+
+        Raises:
+            Interrupted: For a second Ctrl-C soon after the first.
+        """
+        session = self._session
+        self._screen.line()
+        view = ReplyView(
+            self._screen, session.thoughts_mode, session.backend.count_tokens, session.raw
+        )
+        session.begin(turn)
+        reply = self._worker.start(lambda: session.events(turn), session.backend.cancel)
+        try:
+            self._draw(reply, view)
+            reply.check()
+        except EOFError:
+            raise
+        except Exception as exc:
+            self._fail(view, turn, exc)
+            return False
+        view.finish()
+        return self._settle(view, turn)
+
+    def _draw(self, reply: Reply, view: ReplyView) -> None:
+        """Draw events and obey keys until the reply ends."""
+        saved_at = time.monotonic()
+        try:
+            with self._prompt.watch() as keys:
+                while not reply.done:
+                    for action in keys.poll(POLL_SECONDS):
+                        if action == "interrupt" and self.was_just_stopped:
+                            raise Interrupted(signal.SIGINT)
+                        if action == "interrupt":
+                            self._stopped_at = time.monotonic()
+                        reply.cancel()
+                        view.stopping()
+                    view.show(reply.take(0))
+                    if time.monotonic() - saved_at > SAVE_SECONDS:
+                        self._session.save_part(view.record)
+                        saved_at = time.monotonic()
+        except BaseException:
+            reply.cancel()
+            view.finish()
+            self._session.save_part(view.record)
+            raise
+
+    def _fail(self, view: ReplyView, turn: Turn, exc: Exception) -> None:
+        """An error in a turn: keep what was written, or give the message back."""
+        view.finish()
+        if self._debug:
+            self._screen.block("".join(traceback.format_exception(exc)))
+        if view.record.has_answer:
+            self._session.keep(view.record, turn.part)
+            self._screen.line()
+            self._say_error(exc)
+            self._screen.note(
+                "the part above is kept in the conversation · /continue, /retry, /undo"
+            )
+            return
+        self._session.take_back(view.record, turn)
+        self._say_error(exc)
+
+    def _say_error(self, exc: Exception) -> None:
+        """One line; a bug in the engine ends the turn and not the chat."""
+        if isinstance(exc, ErnieChatError):
+            self._screen.error(str(exc))
+        else:
+            tail = "" if self._debug else " (ERNIECHAT_DEBUG=1 shows where)"
+            self._screen.line(f"internal error: {describe(exc)}{tail}")
+
+    def _settle(self, view: ReplyView, turn: Turn) -> bool:
+        """The lines under an answer, and its place in the conversation."""
+        session, record = self._session, view.record
+        end = record.end or TurnEnd("cancelled")
+        if end.finish_reason == "cancelled" and not record.has_answer:
+            session.take_back(record, turn)
+            what = "nothing was added" if turn.part else "the message is back"
+            self._screen.note(f"stopped by you before the answer began · {what}")
+            return False
+        session.keep(record, turn.part)
+        if not self._screen.quiet:
+            self._screen.line()
+        if end.finish_reason == "cancelled":
+            kept = "" if session.raw else " · the part is kept · /continue, /retry, /undo"
+            self._screen.note(f"stopped by you after {count(end.usage.answer)} tok{kept}")
+        elif session.settings.display.screen_reader:
+            self._screen.note(f"Done, {count(end.usage.answer)} tokens.")
+        elif not self._screen.quiet:
+            self._screen.note(view.summary(end))
+        if end.finish_reason == "length":
+            limit = session.settings.sampling.max_tokens
+            note = length_note(limit, session.backend.info.context_length)
+            self._screen.note(f"{note} · /continue" if limit is not None else note)
+        return end.finish_reason != "cancelled"

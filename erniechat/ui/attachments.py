@@ -1,0 +1,47 @@
+"""Files named in a message as @path: found, priced, and put before it."""
+
+import re
+from pathlib import Path
+
+from erniechat.errors import UsageError
+from erniechat.ui.files import as_message, read_texts
+
+_NAME = re.compile(r"(?<!\S)@(?:\"([^\"\n]+)\"|(\S+))")
+
+
+def named_paths(text: str) -> list[str]:
+    """The paths in a text that are files; ``@someone`` is left alone."""
+    found = []
+    for match in _NAME.finditer(text):
+        name = match.group(1) or match.group(2)
+        for candidate in (name, name.rstrip(".,;:!?)")):
+            path = Path(candidate).expanduser()
+            try:
+                is_file = path.is_file()
+            except OSError:  # a name too long, for one
+                is_file = False
+            if is_file and candidate not in found:
+                found.append(candidate)
+                break
+    return found
+
+
+def expand(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """A message, and for each file that it names the path and the text to put before it.
+
+    Raises:
+        UsageError: If such a file cannot be read as text.
+    """
+    files = []
+    for name in named_paths(text):
+        for path, body in read_texts(name):
+            files.append((str(path), as_message(path, body)))
+    return text, files
+
+
+def attached_text(text: str) -> str:
+    """All that the files named in a message would bring; empty where they cannot be read."""
+    try:
+        return "\n\n".join(body for _, body in expand(text)[1])
+    except UsageError:
+        return ""

@@ -1,0 +1,77 @@
+"""The commands that need no model: sessions, config, cache, info; each returns its page."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from erniechat.chat.sessions import find_session, remove_session
+from erniechat.chat.transcript import transcript
+from erniechat.options import OPTIONS
+from erniechat.ui.config import config_path
+from erniechat.ui.session_commands import session_rows
+from erniechat.ui.settings import Settings
+from erniechat.ui.text import gib, visible
+
+Facts = Callable[[], dict[str, dict[str, str]]]
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines, the columns two blanks apart."""
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    return visible("\n".join(lines)) + "\n"
+
+
+def sessions_page(action: str, name: str, *, as_json: bool) -> str:
+    """`erniechat sessions ls|show|rm`.
+
+    Raises:
+        UsageError: If there is no such session.
+    """
+    if action == "rm":
+        remove_session(name)
+        return f"deleted session {name}\n"
+    if action == "show":
+        chat = find_session(name)
+        kind = "json" if as_json else "md"
+        return visible(transcript(chat.messages, kind)) + "".join(f"{d}\n" for d in chat.damage)
+    rows = session_rows()
+    names = ("id", "date", "turns", "tokens", "begins")
+    if as_json:
+        return json.dumps([dict(zip(names, row, strict=True)) for row in rows]) + "\n"
+    return columns([names, *rows]) if rows else "no saved conversations\n"
+
+
+def config_page(action: str, settings: Settings) -> str:
+    """`erniechat config path|show`: each value with its source."""
+    if action == "path":
+        return f"{config_path()}\n"
+    rows = [("setting", "value", "source")]
+    for name, option in OPTIONS.items():
+        value = settings.values.get(name, option.default)
+        shown = "" if value is None else str(value)
+        rows.append((name, " ".join(shown.split())[:60], settings.origin(name)))
+    return columns(rows)
+
+
+def cache_page(copies: Sequence[dict[str, Any]], *, as_json: bool) -> str:
+    """`erniechat cache ls`."""
+    if as_json:
+        return json.dumps(list(copies)) + "\n"
+    if not copies:
+        return "no quantized copies\n"
+    rows = [("name", "model", "quant", "size")]
+    rows += [(c["name"], c["model"], c["quant"], gib(c["nbytes"])) for c in copies]
+    return columns(rows)
+
+
+def info_page(facts: dict[str, dict[str, str]], *, as_json: bool) -> str:
+    """`erniechat info`."""
+    if as_json:
+        return json.dumps(facts) + "\n"
+    return "\n".join(f"{group}\n" + columns(list(rows.items())) for group, rows in facts.items())

@@ -1,0 +1,198 @@
+"""One run of the program that needs a model: it is loaded, asked, and closed."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from erniechat.backend import ChatBackend
+from erniechat.chat.conversation import Message, ThinkMode
+from erniechat.chat.sessions import SavedChat, SessionFile
+from erniechat.errors import TimeLimitError, UsageError
+from erniechat.events import Progress
+from erniechat.options import LoadOptions
+from erniechat.ui.arguments import Arguments
+from erniechat.ui.asking import Asking, read_structure
+from erniechat.ui.files import check_writable
+from erniechat.ui.fitting import fit
+from erniechat.ui.inputs import read_system
+from erniechat.ui.oneshot import Deadline, Request, run_oneshot
+from erniechat.ui.progress import LoadProgress
+from erniechat.ui.settings import BUILT_IN, Settings
+from erniechat.ui.signals import Interrupted
+from erniechat.ui.terminal import AnswerStream, Terminal
+from erniechat.ui.tool_commands import read_tool_file
+from erniechat.ui.worker import Task, Worker
+
+LoadEngine = Callable[[LoadOptions, Callable[[Progress], None], Callable[[str], None]], ChatBackend]
+
+REAL_MODEL_NOTICE = (
+    "this is mini, the small built-in model; the real one:"
+    " erniechat --model baidu/ERNIE-4.5-21B-A3B-PT --4bit"
+)
+CLOSE_SECONDS = 10.0
+HURRIED_CLOSE_SECONDS = 0.1
+
+
+class PromptTools(Protocol):
+    """What --dry-run needs of a model: its template and its tokenizer."""
+
+    def render_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> str:
+        """The exact text that the model would read."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of the program.
+
+    Attributes:
+        saved: The session to go on with.
+    """
+
+    arguments: Arguments
+    settings: Settings
+    terminal: Terminal
+    load_engine: LoadEngine
+    load_prompt_tools: Callable[[LoadOptions], PromptTools]
+    saved: SavedChat | None = None
+
+    @property
+    def notice(self) -> str:
+        """What to say of the model, if the user named none."""
+        return REAL_MODEL_NOTICE if self.settings.origin("model") == BUILT_IN else ""
+
+
+@contextmanager
+def engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]:
+    """Within: the model loads, then runs, on a thread of its own; at the end it is closed."""
+    options = job.settings.load
+    progress = LoadProgress(job.terminal, options.model)
+    worker = Worker()
+    load = worker.submit(lambda: job.load_engine(options, progress, progress.warn))
+    patience = CLOSE_SECONDS
+    try:
+        yield worker, load, progress
+    except (Interrupted, BrokenPipeError, TimeLimitError):
+        patience = HURRIED_CLOSE_SECONDS
+        raise
+    finally:
+        if load.done and not load.failed:
+            worker.submit(load.result().close)
+        worker.finish(patience if load.done else 0)
+        progress.say_warnings()
+
+
+def answer_once(job: Job) -> int:
+    """Answer one question; the exit status.
+
+    Raises:
+        ErnieChatError: What any part of it raised, with the exit status.
+    """
+    arguments, settings = job.arguments, job.settings
+    if arguments.run_tools:
+        raise UsageError("--run-tools asks before it runs, so it needs the chat", "leave -p out")
+    deadline = Deadline.after(settings.chat.timeout)
+    request = _request(job, deadline)
+    asking = Asking.start(arguments, job.terminal, deadline)
+    with engine(job) as (worker, load, progress), _session_file(job, request) as file:
+        question = asking.wait(load, progress.draw)
+        progress.say_warnings()
+        if job.notice:
+            job.terminal.note(job.notice)
+        backend = load.result()
+        text, share = fit(question, settings.chat.overflow, backend, request)
+        if share:
+            job.terminal.note(f"{100 * share:.0f} % of the input was cut (--overflow)")
+        request = dataclasses.replace(request, prompt=text, file=file)
+        run_oneshot(worker, backend, request, job.terminal)
+    return 0
+
+
+def _request(job: Job, deadline: Deadline) -> Request:
+    """All of a request but its text.
+
+    Raises:
+        UsageError: If a file that it names cannot be read or written.
+    """
+    arguments, settings, saved = job.arguments, job.settings, job.saved
+    output = Path(arguments.output).expanduser() if arguments.output else None
+    if output is not None:
+        check_writable(output, force=True)
+    system = read_system(settings.chat.system)
+    return Request(
+        "",
+        system if system is not None or saved is None else saved.system,
+        tuple(saved.messages) if saved else (),
+        read_tool_file(arguments.tools).tools,
+        raw=arguments.raw,
+        think=settings.think,
+        thoughts=settings.display.thoughts,
+        sampling=settings.sampling,
+        structure=read_structure(arguments.structure),
+        form="json" if arguments.json else "jsonl" if arguments.jsonl else "text",
+        output=output,
+        deadline=deadline,
+        verbose=settings.display.verbose,
+        stats=settings.display.stats,
+    )
+
+
+@contextmanager
+def _session_file(job: Job, request: Request) -> Iterator[SessionFile | None]:
+    """Where one answer is saved: in the session that it goes on with, or with --save in a new one.
+
+    Raises:
+        UsageError: If another process has the session open.
+    """
+    save, saved = job.settings.chat.save, job.saved
+    if save is False or (save is None and saved is None):
+        yield None
+        return
+
+    for line in saved.damage if saved else ():
+        job.terminal.note(line)
+    load = {"model": job.settings.load.model, "quant": job.settings.load.quant}
+    warn = job.terminal.note
+    file = SessionFile.resume(saved, warn) if saved else SessionFile(warn, load)
+    file.set_system(request.system)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def dry_run(job: Job) -> int:
+    """Print the exact prompt on stdout and its token count on stderr; both in one with --json."""
+    arguments = job.arguments
+    system, tools = read_system(job.settings.chat.system), read_tool_file(arguments.tools).tools
+    asking = Asking.start(arguments, job.terminal)
+    load = Task(lambda: job.load_prompt_tools(job.settings.load))
+    load.run()
+    text = asking.wait(load, lambda: None).text
+    found = load.result()
+    if not arguments.raw:
+        earlier = tuple(job.saved.messages) if job.saved else ()
+        messages = Request(text, system, earlier).messages
+        text = found.render_prompt(messages, tools=tools, think=job.settings.think)
+    num_tokens = found.count_tokens(text)
+    out = AnswerStream(job.terminal.stdout, sanitize=job.terminal.stdout_is_tty)
+    if arguments.json:
+        out.write(json.dumps({"prompt": text, "tokens": num_tokens}) + "\n")
+    else:
+        out.write(text if text.endswith("\n") else text + "\n")
+        job.terminal.line(f"{num_tokens:,} tokens")
+    return 0

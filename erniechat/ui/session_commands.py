@@ -1,0 +1,110 @@
+"""Commands that come back to conversations, branch them off, and bring them to files and back."""
+
+from datetime import datetime
+from pathlib import Path
+
+from erniechat.chat.sessions import find_session, load_session, session_paths
+from erniechat.chat.transcript import FORMATS, read_transcript, transcript
+from erniechat.errors import UsageError
+from erniechat.ui.config import config_path
+from erniechat.ui.files import check_writable, write_whole
+from erniechat.ui.screen import plain_table
+from erniechat.ui.session import Session
+from erniechat.ui.text import count
+
+NUM_LISTED = 15
+
+
+def reset_command(session: Session, argument: str) -> None:
+    """Start a new conversation; the old one stays saved."""
+    name = session.id
+    session.reset()
+    back = f" · back with /resume {name}" if name else ""
+    session.screen.note(f"new conversation, same settings{back}")
+
+
+def sessions_command(session: Session, argument: str) -> None:
+    """List the newest saved conversations."""
+    rows = session_rows(NUM_LISTED)
+    if not rows:
+        session.screen.line("no saved conversations")
+        return
+    table = plain_table("id", "date", "turns", "tokens", "begins", right=(2, 3))
+    for row in rows:
+        table.add_row(*row)
+    session.screen.show(table)
+    session.screen.note("/resume ID goes on with one · erniechat sessions lists them all")
+
+
+def session_rows(limit: int | None = None) -> list[tuple[str, str, str, str, str]]:
+    """Id, date, exchanges, tokens written and first words of the newest sessions."""
+    rows = []
+    for path in session_paths()[:limit]:
+        chat = load_session(path)
+        date = datetime.fromtimestamp(path.stat().st_mtime).strftime("%d %b %H:%M")
+        rows.append((chat.id, date, count(chat.num_exchanges), count(chat.num_tokens), chat.title))
+    return rows
+
+
+def resume_command(session: Session, argument: str) -> None:
+    """Go on with a saved conversation."""
+    if argument and argument == session.id:
+        raise UsageError(f"session {argument} is this one")
+    chat = find_session(argument)
+    session.resume(chat)
+    for line in chat.damage:
+        session.screen.note(line)
+    turns, tokens = count(session.num_exchanges), count(session.num_context_tokens)
+    session.screen.note(f"session {chat.id} · {turns} exchanges · {tokens} tok · {chat.title}")
+
+
+def fork_command(session: Session, argument: str) -> None:
+    """Go on in a session of its own; the one until now stays as it is."""
+    if not session.messages:
+        raise UsageError("there is nothing to branch off yet")
+    if not session.saving:
+        raise UsageError("nothing is saved here", "start without --no-save")
+    parent, draft = session.id, session.draft
+    session.replace_conversation(list(session.messages), parent)
+    session.draft = draft
+    session.screen.note(f"branched off {parent}: this is session {session.id}")
+
+
+def export_command(session: Session, argument: str) -> None:
+    """Write the conversation to a file."""
+    words = argument.split()
+    force = "--force" in words
+    words = [word for word in words if word != "--force"]
+    kind = words.pop(0) if words and words[0] in FORMATS else ""
+    path = Path(" ".join(words)).expanduser() if words else None
+    if not kind and path is not None:
+        kind = path.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise UsageError(f'/export takes {", ".join(FORMATS)}, got "{argument}"')
+    if not session.messages:
+        raise UsageError("there is nothing to export yet")
+    path = path or Path(f"erniechat-{session.id or 'chat'}.{kind}")
+    check_writable(path, force=force)
+    write_whole(path, transcript(session.conversation, kind))
+    session.screen.note(f"wrote {path}, {count(len(session.messages))} messages")
+
+
+def load_command(session: Session, argument: str) -> None:
+    """Go on from a conversation in a file, in a session of its own."""
+    if not argument:
+        raise UsageError("/load takes a path", "/load chat.json")
+    messages = read_transcript(Path(argument).expanduser())
+    session.replace_conversation(messages)
+    turns, tokens = count(session.num_exchanges), count(session.num_context_tokens)
+    session.screen.note(f"loaded {turns} exchanges, {tokens} tok")
+
+
+def log_command(session: Session, argument: str) -> None:
+    """Say where this conversation and the settings are kept."""
+    if session.id:
+        session.screen.line(f"session {find_session(session.id).path}")
+    else:
+        session.screen.line(
+            "session nothing is saved" if not session.saving else "session none yet"
+        )
+    session.screen.line(f"settings {config_path()}")

@@ -1,0 +1,106 @@
+"""The commands beside the chat: `bench`, and those that need no model."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from erniechat.errors import UsageError
+from erniechat.options import BenchOptions, LoadOptions
+from erniechat.ui.parser import Parser, add_other, add_settings, new_parser, parse
+
+BENCH_USAGE = "erniechat bench [options]"
+
+# Each command's actions, and what follows each: nothing, or one name.
+HELPERS: dict[str, dict[str, str]] = {
+    "sessions": {"ls": "", "show": "ID", "rm": "ID"},
+    "config": {"path": "", "show": ""},
+    "cache": {"ls": "", "rm": "NAME"},
+    "info": {"": ""},
+}
+_ABOUT = {
+    "sessions": "Saved conversations: list them, print one, delete one.",
+    "config": "Where settings come from: the files, or each value with its source.",
+    "cache": "Quantized copies of models: list them, delete one (or all: rm all).",
+    "info": "Devices, kernels and why not, versions, folders.",
+}
+
+
+def bench_parser() -> Parser:
+    """The parser of `erniechat bench`."""
+    parser = new_parser(BENCH_USAGE, "")
+    add = parser.add_argument_group("what to measure").add_argument
+    add("-p", "--prompt-tokens", metavar="N", help="tokens to read (default 512)")
+    add("-n", "--new-tokens", metavar="N", help="tokens to write (default 128)")
+    add("-r", "--runs", metavar="N", help="timed runs, after one that is not counted (default 5)")
+    add("--synthetic", metavar="CONFIG_DIR", help="random weights of the shape in this folder")
+    add("--layers", metavar="N", help="only this many layers of the synthetic model")
+    add("--quality", metavar="FILE", help="measure perplexity on this text")
+    add("--json", action="store_true", help="print one JSON object")
+    add_settings(parser, "model", LoadOptions)
+    add_other(parser)
+    return parser
+
+
+def parse_bench(argv: Sequence[str]) -> tuple[argparse.Namespace, BenchOptions, str]:
+    """What `erniechat bench` is to measure; and its help page, if that was asked for.
+
+    Raises:
+        UsageError: For a wrong flag, number or word.
+    """
+    parser = bench_parser()
+    known, words = parse(parser, argv)
+    if known.help:
+        return known, BenchOptions(), parser.format_help()
+    if words:
+        raise UsageError(f'erniechat bench takes no text, got "{words[0]}"')
+    numbers: dict[str, Any] = {}
+    for name in ("prompt_tokens", "new_tokens", "runs", "layers"):
+        if (text := getattr(known, name)) is not None:
+            if not re.fullmatch(r"[+-]?\d+", text):
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f'{flag} must be a whole number at least 1, got "{text}"')
+            numbers[name] = int(text)
+    bench = BenchOptions(
+        synthetic=known.synthetic, quality=known.quality, json=known.json, **numbers
+    )
+    return known, bench, ""
+
+
+def _helper_parser(command: str) -> Parser:
+    forms = [f"{action} {name}".strip() for action, name in HELPERS[command].items()]
+    usage = " | ".join(forms)
+    parser = new_parser(f"erniechat {command} {usage}".rstrip(), _ABOUT[command])
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    if command in ("sessions", "info", "cache"):
+        parser.add_argument_group("output").add_argument(
+            "--json", action="store_true", help="as JSON"
+        )
+    add_other(parser)
+    return parser
+
+
+def parse_helper(argv: Sequence[str]) -> tuple[tuple[str, ...], bool, str]:
+    """A command that needs no model: its words, whether as JSON, and its help page if asked for.
+
+    Raises:
+        UsageError: For an unknown action, or a name too many or too few.
+    """
+    command, *rest = argv
+    parser = _helper_parser(command)
+    known, words = parse(parser, rest)
+    if known.help:
+        return (), False, parser.format_help()
+    actions = HELPERS[command]
+    default = next(iter(actions))
+    action, *names = words or [default]
+    if action not in actions or (not default and words):
+        known_actions = ", ".join(filter(None, actions)) or "no words"
+        raise UsageError(
+            f'erniechat {command} takes {known_actions}, got "{action}"',
+            f'to ask the model: erniechat -p "{command} …"',
+        )
+    if len(names) != bool(actions[action]):
+        wanted = f"one {actions[action]}" if actions[action] else "nothing more"
+        raise UsageError(f"erniechat {command} {action} takes {wanted}, got {len(names)}")
+    return (command, action, *names), getattr(known, "json", False), ""
