@@ -315,8 +315,8 @@ def session_paths() -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def find_session(name: str = "") -> SavedChat:
-    """The session of an id, or the newest one that has a message.
+def find_session(name: str = "", *, but: str = "") -> SavedChat:
+    """The session of an id, or the newest one that has a message and is not of the id ``but``.
 
     Raises:
         UsageError: If there is none.
@@ -325,7 +325,7 @@ def find_session(name: str = "") -> SavedChat:
     if not name:
         for path in paths:
             chat = load_session(path)
-            if chat.messages:
+            if chat.messages and chat.id != but:
                 return chat
         raise UsageError("there is no session to go on with", "erniechat starts one")
     for path in paths:

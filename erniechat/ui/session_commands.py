@@ -50,7 +50,7 @@ def resume_command(session: Session, argument: str) -> None:
     """Go on with a saved conversation."""
     if argument and argument == session.id:
         raise UsageError(f"session {argument} is this one")
-    chat = find_session(argument)
+    chat = find_session(argument, but=session.id)
     session.resume(chat)
     for line in chat.damage:
         session.screen.note(line)

@@ -38,6 +38,9 @@ SCENARIOS: dict[str, list[Script]] = {
     "too-long": [[ContextLengthError("the message is 5,000 tokens, the context 4,096")]],
     "breaks": [[*words("Half an"), MemoryLimitError("the GPU ran out of memory")], words("Fine.")],
     "json-cut": [[StructureError("JSON incomplete")]],
+    "json-short": [
+        [*words('{"a":'), TurnEnd("length", Usage(prompt=3, answer=2), is_complete=False)]
+    ],
     "too-slow": [[TimeLimitError("the time limit has passed")]],
     "cut": [[*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]],
     "chinese": [words("你好")],

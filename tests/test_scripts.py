@@ -1,0 +1,261 @@
+"""One-shot runs for scripts: events as lines, files, limits, sessions, commands without a model."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from erniechat.ui.helpers import info_page
+from tests.test_cli import MODEL, POEM, ROOT, clean_environ, command, run, started
+
+HI = ("-p", "hi", *MODEL)
+
+
+def lines(stdout: bytes) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stdout.splitlines()]
+
+
+# --- jsonl
+
+
+def test_jsonl_has_a_line_for_each_event():
+    done = run("thinks", *HI, "--jsonl", "--seed", "11")
+    start, *events, end = lines(done.stdout)
+    assert start == {
+        "type": "start", "session": None, "model": "some-model", "quant": "nf4",
+        "seed": 11, "prompt_tokens": 4,
+    }  # fmt: skip
+    kinds = [event["type"] for event in events]
+    assert kinds == ["thinking"] * 6 + ["text"] * 14
+    assert "".join(str(e["text"]) for e in events if e["type"] == "text") == POEM.strip()
+    assert end["finish_reason"] == "stop"
+    assert end["usage"] == {"prompt": 4, "cached": 0, "thinking": 6, "answer": 14}
+    assert set(end) >= {"type", "time", "memory", "seed", "model", "quant"}
+
+
+def test_a_seed_is_chosen_and_told_where_none_is_given():
+    start, *_, end = lines(run("plain", *HI, "--jsonl").stdout)
+    assert isinstance(start["seed"], int)
+    assert end["seed"] == start["seed"]
+
+
+def test_an_error_with_jsonl_is_the_last_line():
+    done = run("breaks", *HI, "--jsonl")
+    *_, text, error = lines(done.stdout)
+    assert text["type"] == "text"
+    assert error == {
+        "type": "error", "code": "memory_limit", "message": "the GPU ran out of memory",
+        "hint": "", "exit_status": 4,
+    }  # fmt: skip
+    assert done.returncode == 4
+    assert lines(run("plain", "--jsonl", "--temprature", "1").stdout)[0]["code"] == "usage"
+
+
+def test_calls_are_lines_too():
+    (call,) = (e for e in lines(run("calls", *HI, "--jsonl").stdout) if e["type"] == "tool_call")
+    assert (call["name"], call["arguments"]) == ("get_weather", {"city": "Paris"})
+
+
+# --- output, time limit, statistics, overflow
+
+
+def test_output_writes_the_file_whole_and_leaves_stdout_empty(tmp_path: Path):
+    file = tmp_path / "answer.txt"
+    done = run("plain", *HI, "-o", str(file))
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert file.read_text() == "The answer is 42.\n"
+    run("plain", *HI, "--json", "--output", str(file))
+    assert json.loads(file.read_text())["text"] == "The answer is 42."
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_output_is_left_as_it_was_when_the_answer_fails(tmp_path: Path):
+    file = tmp_path / "answer.txt"
+    file.write_text("before")
+    assert run("breaks", *HI, "-o", str(file)).returncode == 4
+    assert file.read_text() == "before"
+    assert run("plain", *HI, "-o", str(tmp_path / "no" / "file")).returncode == 2
+
+
+@pytest.mark.parametrize("scenario", ["slow", "stuck", "silent"])
+def test_the_time_limit_ends_with_124_whatever_the_model_does(scenario: str):
+    began = time.monotonic()
+    done = run(scenario, *HI, "--timeout", "1")
+    assert done.returncode == 124
+    assert done.stderr == b"error: no complete answer within --timeout 1 seconds\n"
+    assert POEM.startswith(done.stdout.decode().strip()) or done.stdout == b"So it begins\n"
+    assert time.monotonic() - began < 6
+
+
+def test_the_time_limit_holds_for_the_load_too():
+    done = run("plain", *HI, "--timeout", "0.5", FAKE_LOAD_SECONDS="20")
+    assert (done.returncode, done.stdout) == (124, b"")
+
+
+def test_stats_go_to_stderr():
+    done = run("thinks", *HI, "--stats", "--seed", "5")
+    assert done.stdout.decode() == POEM
+    told = [" ".join(line.split()) for line in done.stderr.decode().splitlines()]
+    assert told == [
+        "read 4 tok 0.5 s 8.0 tok/s",
+        "think 6 tok 2.0 s 3.0 tok/s",
+        "write 14 tok 4.0 s 3.5 tok/s",
+        "context 24 of 4,096 tok, 0 from cache",
+        "memory weights 1.5 GiB · ram 2.0 GiB",
+        "sampling temperature 0.8 top_p 0.8 seed 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "first", "last"), [("head", "w0", None), ("tail", None, "w9999"),
+                                  ("middle", "w0", "w9999")]
+)  # fmt: skip
+def test_a_document_is_cut_on_purpose_only(policy: str, first: str | None, last: str | None):
+    document = " ".join(f"w{number}" for number in range(10_000)).encode()
+    script = (
+        "import sys; from tests.ui import drive_fake; from tests.fakes import FakeBackend;"
+        "from erniechat import cli; backend = FakeBackend([[]]);"
+        "cli.main(sys.argv[1:], services=cli.Services(load_engine=lambda *a: backend));"
+        "print(backend.asked[0].messages[0].content, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "-q", "-p", "sum up", *MODEL, "--overflow", policy],
+        input=document, capture_output=True, env=clean_environ(), cwd=ROOT, check=True,
+    )  # fmt: skip
+    words = done.stderr.decode().split()
+    assert 3500 < len(words) <= 4096 - 512
+    assert words[-2:] == ["sum", "up"]
+    assert (first is None) != (words[0] == "w0")
+    assert (last is None) != ("w9999" in words)
+
+
+# --- structures
+
+
+@pytest.mark.parametrize("flag", ["--json-schema", "--grammar", "--regex"])
+def test_a_structure_reaches_the_engine(flag: str, tmp_path: Path):
+    (tmp_path / "s").write_text("x")
+    value = "x" if flag == "--regex" else f"@{tmp_path}/s"
+    assert run("plain", *HI, flag, value).stdout == b"The answer is 42.\n"
+    assert run("plain", *HI, flag, "x", "--regex", "y").returncode == (
+        0 if flag == "--regex" else 2
+    )
+
+
+def test_an_answer_that_breaks_its_structure_ends_with_6():
+    done = run("json-short", *HI, "--json-schema", "{}", "--max-tokens", "2")
+    assert done.returncode == 6
+    assert done.stdout == b'{"a":\n'
+    assert done.stderr == (
+        b"error: JSON incomplete: stopped at --max-tokens 2; raise it for the rest\n"
+    )
+
+
+# --- sessions of one-shot runs
+
+
+def test_one_shots_are_saved_only_if_asked_and_go_on_with_c(tmp_path: Path):
+    home = {"XDG_DATA_HOME": str(tmp_path)}
+    run("plain", *HI, **home)
+    assert not list(tmp_path.iterdir())
+    run("plain", "-p", "first", *MODEL, "--save", **home)
+    done = run("plain", "-p", "second", "-c", "--jsonl", **home)
+    start = lines(done.stdout)[0]
+    assert start["model"] == "some-model"  # the session's own
+    assert start["prompt_tokens"] == 3 + 6 + 3 + 1
+    show = run("plain", "sessions", "show", str(start["session"]), **home).stdout.decode()
+    assert show == (
+        "## You\n\nfirst\n\n## Answer\n\nThe answer is 42.\n\n"
+        "## You\n\nsecond\n\n## Answer\n\nThe answer is 42.\n"
+    )
+    (row,) = json.loads(run("plain", "sessions", "--json", **home).stdout)
+    assert (row["turns"], row["begins"]) == ("2", "first")
+    assert run("plain", "sessions", "rm", row["id"], **home).returncode == 0
+    assert run("plain", "sessions", **home).stdout == b"no saved conversations\n"
+    assert run("plain", "-p", "x", "-c", **home).returncode == 2
+
+
+def test_a_killed_one_shot_leaves_its_question(tmp_path: Path):
+    environ = clean_environ(XDG_DATA_HOME=str(tmp_path))
+    with started("slow", *HI, "--save", env=environ) as process:
+        assert process.stdout is not None
+        process.stdout.read(3)
+        process.kill()
+    (path,) = (tmp_path / "erniechat" / "sessions").iterdir()
+    assert '"content": "hi"' in path.read_text()
+
+
+# --- commands
+
+
+def test_info_names_devices_kernels_and_folders():
+    found = json.loads(run("plain", "info", "--json").stdout)
+    assert set(found) == {"versions", "devices", "kernels", "folders"}
+    assert found["kernels"]["reference on cpu"].startswith("bf16")
+    assert found["versions"]["python"]
+    assert info_page({"a": {"b": "c", "dd": "e"}}, as_json=False) == "a\nb   c\ndd  e\n"
+
+
+def test_the_cache_is_listed_and_emptied(tmp_path: Path):
+    home = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert run("plain", "cache", **home).stdout == b"no quantized copies\n"
+    copy = tmp_path / "erniechat" / "copies" / "m-abc-nf4"
+    copy.mkdir(parents=True)
+    (copy / "index.json").write_text('{"index": {"meta": {"model": "m", "quant": "nf4"}}}')
+    (copy / "weights.bin").write_bytes(b"0" * 3_000_000)
+    assert b"m-abc-nf4  m      nf4    3 MiB\n" in run("plain", "cache", "ls", **home).stdout
+    assert run("plain", "cache", "rm", "zz", **home).returncode == 2
+    assert run("plain", "cache", "rm", "m-abc-nf4", **home).stdout == b"freed 3 MiB\n"
+    assert not copy.exists()
+
+
+def test_completion_scripts_offer_the_flags(tmp_path: Path):
+    script = tmp_path / "complete"
+    script.write_bytes(run("plain", "--completion", "bash").stdout)
+    ask = (
+        f"source {script}; COMP_WORDS=(erniechat --temp); COMP_CWORD=1;"
+        " $(complete -p erniechat | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
+    assert done.stdout == "--temperature\n"
+    assert b"#compdef erniechat" in run("plain", "--completion", "zsh").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("sessions", "zz"), 'erniechat sessions takes ls, show, rm, got "zz"'),
+        (("sessions", "rm"), "erniechat sessions rm takes one ID, got 0"),
+        (("cache", "ls", "x"), "erniechat cache ls takes nothing more, got 1"),
+        (("info", "x"), 'erniechat info takes no words, got "x"'),
+        (("--json", "--jsonl"), "--json and --jsonl contradict"),
+        (("-c", "--resume", "x"), "-c and --resume contradict"),
+        (("--run-tools",), "--run-tools needs --tools"),
+        (("--resume", "zz"), 'there is no session "zz"'),
+        (("--preset", "zz"), 'there is no preset "zz"'),
+        (("-p", "x", "--json-schema", "@/nowhere"), 'cannot read --json-schema "/nowhere"'),
+    ],
+)
+def test_wrong_words_are_one_line_and_2(arguments: tuple[str, ...], text: str):
+    done = run("plain", *arguments)
+    assert done.returncode == 2
+    assert f"error: {text}" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("word", ["sessions", "config", "cache", "info", "bench"])
+def test_each_command_has_a_page(word: str):
+    done = run("plain", word, "--help")
+    assert done.stdout.decode().startswith(f"usage: erniechat {word}")
+    assert run("plain", "help", word).stdout == done.stdout
+
+
+def test_help_writes_nothing_and_works_in_an_empty_environment(tmp_path: Path):
+    done = subprocess.run(
+        command("plain", "--help"), env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        capture_output=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert done.stdout
+    assert not list(tmp_path.iterdir())
