@@ -100,6 +100,7 @@ class DisplayOptions:
         "auto", "whether the model thinks", choices=("auto", "on", "off"), live=True
     )
     color: str = setting("auto", "colours", choices=("auto", "always", "never"))
+    markdown: bool = setting(True, "draw answers as Markdown on a terminal", live=True)
     plain: bool = setting(False, "no cursor motion, no redrawing, no Markdown")
     screen_reader: bool = setting(False, "whole sentences and paragraphs, as with --plain")
     stats: bool = setting(False, "after an answer: tokens, times, context and memory, on stderr")

@@ -54,7 +54,11 @@ class Answerer:
         session = self._session
         self._screen.line()
         view = ReplyView(
-            self._screen, session.thoughts_mode, session.backend.count_tokens, session.raw
+            self._screen,
+            session.thoughts_mode,
+            session.backend.count_tokens,
+            session.raw,
+            markdown=session.settings.display.markdown and not session.raw,
         )
         session.begin(turn)
         reply = self._worker.start(lambda: session.events(turn), session.backend.cancel)
@@ -76,6 +80,9 @@ class Answerer:
             with self._prompt.watch() as keys:
                 while not reply.done:
                     for action in keys.poll(POLL_SECONDS):
+                        if action in ("unfold", "resumed"):
+                            view.obey(action)
+                            continue
                         if action == "interrupt" and self.was_just_stopped:
                             raise Interrupted(signal.SIGINT)
                         if action == "interrupt":

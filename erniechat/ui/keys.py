@@ -1,6 +1,6 @@
 """The keyboard while the model works: owned, so that no key lands in the answer.
 
-Keys that stop or suspend act at once; all others are kept for the next prompt. One context
+Keys that stop, suspend or unfold act at once; all others are kept for the next prompt. One context
 manager takes the terminal and gives it back on every way out.
 """
 
@@ -21,7 +21,7 @@ from prompt_toolkit.keys import Keys
 ESCAPE_SECONDS = 0.05
 _DROPPED = {Keys.ControlD, Keys.CPRResponse, Keys.Vt100MouseEvent, Keys.Ignore}
 
-Action = Literal["interrupt", "stop"]
+Action = Literal["interrupt", "stop", "unfold", "resumed"]
 
 
 class KeyWatch(Protocol):
@@ -117,6 +117,9 @@ class RawKeys:
                 actions.append("interrupt")
             elif key.key == Keys.ControlZ:
                 self._suspend()
+                actions.append("resumed")
+            elif key.key == Keys.ControlO:
+                actions.append("unfold")
             elif key.key not in _DROPPED:
                 self._kept.append(key)
         return actions

@@ -1,8 +1,10 @@
 """Shows the events of one answer: as text on stdout, or as a line of JSON for each."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from erniechat.events import (
     BudgetReached,
@@ -22,8 +24,11 @@ from erniechat.ui.reply import (
     thinking_line,
     thought_line,
 )
-from erniechat.ui.terminal import Terminal
+from erniechat.ui.terminal import AnswerStream, Terminal
 from erniechat.ui.text import seconds, visible
+
+if TYPE_CHECKING:
+    from erniechat.ui.answer_view import AnswerView
 
 
 class Out(Protocol):
@@ -89,6 +94,11 @@ class TextPresenter:
         self.out = out
         self.record = ReplyRecord()
         self._thinking = False
+        self._view: AnswerView | None = None
+        if terminal.markdown and isinstance(out, AnswerStream) and not (silent or raw):
+            from erniechat.ui.answer_view import markdown_on  # a pipe starts without its parser
+
+            self._view = markdown_on(terminal)
 
     def show(self, events: list[StreamEvent]) -> None:
         """Take a group of events in."""
@@ -106,10 +116,18 @@ class TextPresenter:
                     answer += self._trim.feed(text)
         if answer and not self._silent:
             self._terminal.live.wipe()
-            self.out.write(answer)
+            self._write(answer)
+        if self._view is not None:
+            self._view.draw()
         if self._thinking and self._mode != "none":
             elapsed = seconds(self.record.elapsed)
             self._terminal.live.show(thinking_line(elapsed, self.record.num_thinking_deltas))
+
+    def _write(self, answer: str) -> None:
+        if self._view is not None:
+            self._view.feed(visible(answer))
+        else:
+            self.out.write(answer)
 
     def _think(self, text: str) -> None:
         if self._mode == "full" and not self._terminal.quiet:
@@ -133,11 +151,14 @@ class TextPresenter:
         self._terminal.live.wipe()
         if self._silent:
             return
+        if self._view is not None:
+            self._view.close()
+            self.out.at_line_start = True
         if self.record.calls:
             if not self.out.at_line_start:
                 self.out.write("\n")
             self.out.write("".join(call_json(call) + "\n" for call in self.record.calls))
-        else:
+        elif self._view is None:
             self.out.write("\n")
 
 

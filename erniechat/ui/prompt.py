@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -90,6 +92,10 @@ def _bindings(folds: Folds) -> KeyBindings:
         buffer = event.current_buffer
         mark = folds.mark_before(buffer.document.text_before_cursor)
         buffer.delete_before_cursor(len(mark) or 1)
+
+    @keys.add("c-o", filter=Condition(lambda: not get_app().current_buffer.text), eager=True)
+    def _(event: KeyPressEvent) -> None:
+        event.app.exit(result="/thoughts")
 
     @keys.add("c-c", eager=True)
     @keys.add("<sigint>", eager=True)

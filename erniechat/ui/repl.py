@@ -114,7 +114,7 @@ def wait_for_load(
     with watch:
         while not load.done:
             screen.live.show(progress.text)
-            if watch.poll(POLL_SECONDS):
+            if {"interrupt", "stop"} & set(watch.poll(POLL_SECONDS)):
                 screen.live.wipe()
                 raise Interrupted(signal.SIGINT)
     screen.live.wipe()

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, ToolCall, TurnEnd
+from erniechat.ui.answer_view import AnswerView, MarkdownAnswer, PlainAnswer
+from erniechat.ui.keys import Action
 from erniechat.ui.progress import progress_text
 from erniechat.ui.reply import (
     AnswerTrim,
@@ -15,10 +17,12 @@ from erniechat.ui.reply import (
 )
 from erniechat.ui.screen import Screen
 from erniechat.ui.text import rate, seconds, visible
+from erniechat.ui.thoughts import unfolded, with_hints
 from erniechat.ui.wrap import StreamWrap
 
 QUIET_SECONDS = 0.5
 STOP_HINT = "Esc stops"
+STOPPING = "stopping …    Ctrl-C again leaves"
 
 
 class ReplyView:
@@ -29,6 +33,7 @@ class ReplyView:
         thoughts: full, summary or none.
         count_tokens: Counts the thoughts once they are complete.
         keep_start: Whether white space before the answer is part of it (raw completion).
+        markdown: Whether the answer is drawn as Markdown, where the screen can.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class ReplyView:
         thoughts: str,
         count_tokens: Callable[[str], int],
         keep_start: bool = False,
+        *,
+        markdown: bool = False,
     ) -> None:
         self.record = ReplyRecord()
         self._screen = screen
@@ -47,7 +54,9 @@ class ReplyView:
         self._thinking_since: float | None = None
         self._stopping_since: float | None = None
         self._thought_text: StreamWrap | None = None
-        self._answer: StreamWrap | None = None
+        self._answer: AnswerView | None = None
+        self._markdown = markdown
+        self._is_unfolded = False
 
     def show(self, events: Sequence[StreamEvent]) -> None:
         """Take a group of events in, and draw them."""
@@ -90,12 +99,24 @@ class ReplyView:
 
     def _write_answer(self, text: str) -> None:
         if self._answer is None:
-            self._answer = self._screen.stream()
+            area = self._screen.area if self._markdown else None
+            if area is None:
+                self._answer = PlainAnswer(self._screen.stream())
+            else:
+                self._answer = MarkdownAnswer(area, self._screen.look)
         self._answer.feed(text)
 
     def _close(self, text: StreamWrap) -> None:
         if not text.at_line_start:
             text.feed("\n")
+
+    def obey(self, action: Action) -> None:
+        """A key that changes what is drawn."""
+        if action == "unfold":
+            self._is_unfolded = not self._is_unfolded
+        elif self._screen.area is not None:
+            self._screen.area.forget()
+        self._tick(now=True)
 
     def stopping(self) -> None:
         """Say that a stop was asked for."""
@@ -103,38 +124,58 @@ class ReplyView:
             self._stopping_since = time.monotonic()
         self._tick()
 
-    def _tick(self) -> None:
-        """Draw the live line, where no text is being written."""
+    def _tick(self, *, now: bool = False) -> None:
+        """Bring what is drawn up to date."""
         if self._stopping_since is not None:
             self._tick_stopping(time.monotonic() - self._stopping_since)
             return
-        if self._answer is not None or self._thought_text is not None:
+        if self._answer is not None:
+            self._answer.draw()
+            return
+        if self._thought_text is not None:
             return
         if self._thinking_since is not None and self._thoughts == "summary":
-            spent = time.monotonic() - self._thinking_since
-            line = thinking_line(seconds(spent), self.record.num_thinking_deltas)
-            self._screen.live.show(f"{line}    {STOP_HINT}")
+            self._draw_thinking(time.monotonic() - self._thinking_since, now=now)
         elif self.record.elapsed > QUIET_SECONDS:
             text = f"working {seconds(self.record.elapsed)}"
             if self._reading is not None and self._thinking_since is None:
                 text = progress_text(self._reading)
             self._screen.live.show(f"{text}    {STOP_HINT}")
 
+    def _draw_thinking(self, spent: float, *, now: bool) -> None:
+        """One line, and the last lines of the thoughts where they are asked for."""
+        num_tokens = self.record.num_thinking_deltas
+        line = thinking_line(seconds(spent), num_tokens)
+        if spent > QUIET_SECONDS:
+            line += f" · {num_tokens / spent:.0f} tok/s"
+        area = self._screen.area
+        if area is None:
+            return
+        width = area.columns - 1
+        if not self._is_unfolded:
+            line = with_hints(line, ("Ctrl-O shows it", STOP_HINT), width)
+            area.show(line, now=now)
+        elif now or area.is_due:
+            line = with_hints(line, ("Ctrl-O folds it", STOP_HINT), width)
+            area.draw([area.dim(text) for text in (line, *unfolded(self.record.thoughts, width))])
+
     def _tick_stopping(self, waited: float) -> None:
         """A step that takes long to end is worth a line of its own."""
         if waited < QUIET_SECONDS:
             return
-        for text in (self._thought_text, self._answer):
-            if text is not None:
-                self._close(text)
-        self._screen.live.show("stopping …    Ctrl-C again leaves")
+        if self._thought_text is not None:
+            self._close(self._thought_text)
+        if self._answer is not None:
+            self._answer.draw(STOPPING)
+        if not isinstance(self._answer, MarkdownAnswer):
+            self._screen.live.show(STOPPING)
 
     def finish(self) -> None:
         """End the text and show the calls."""
+        if self._answer is not None:
+            self._answer.close()
         self._screen.live.wipe()
         self._end_thinking()
-        if self._answer is not None:
-            self._close(self._answer)
         for call in self.record.calls:
             if self._answer is not None:
                 self._screen.line()

@@ -6,7 +6,9 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from erniechat.ui.terminal import LiveLine, Terminal
+from erniechat.ui.live import LiveArea
+from erniechat.ui.markdown.render import Look
+from erniechat.ui.terminal import LiveLine, Terminal, is_utf8
 from erniechat.ui.text import one_line, visible
 from erniechat.ui.wrap import StreamWrap
 
@@ -24,6 +26,16 @@ class Screen:
     def width(self) -> int:
         """Columns now."""
         return self.console.width
+
+    @property
+    def area(self) -> LiveArea | None:
+        """Lines that can be drawn over, where the terminal can do that."""
+        return self.live if isinstance(self.live, LiveArea) and self.live.enabled else None
+
+    @property
+    def look(self) -> Look:
+        """What can be shown of Markdown."""
+        return Look(self.console.color_system is not None, is_utf8(self.console.file))
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, wrapped at words where it is too long."""
@@ -50,6 +62,12 @@ class Screen:
             self.console.print(renderable)
         lines = (line.rstrip(" ") for line in captured.get().split("\n"))
         self.console.file.write("\n".join(lines))
+        self.console.file.flush()
+
+    def raw(self, text: str) -> None:
+        """Text as it is, control characters made visible; the terminal breaks the lines."""
+        self.live.wipe()
+        self.console.file.write(visible(text) + "\n")
         self.console.file.flush()
 
     def stream(self, style: str = "") -> StreamWrap:
@@ -80,10 +98,12 @@ def make_screen(terminal: Terminal) -> Screen:
         emoji=False,
         legacy_windows=False,
     )
-    live = LiveLine(
+    live = LiveArea(
         terminal.stdout,
         terminal.stdout_is_tty and terminal.moves_cursor,
         terminal.stdout_color,
+        lambda: (console.size.width, console.size.height),
+        reflows=terminal.reflows,
     )
     return Screen(console, live, terminal.moves_cursor, terminal.quiet)
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from erniechat.errors import UsageError
 from erniechat.options import OPTIONS
 from erniechat.ui.inputs import read_system
+from erniechat.ui.reply import trimmed
 from erniechat.ui.screen import plain_table
 from erniechat.ui.session import Session
 from erniechat.ui.settings import BUILT_IN
 from erniechat.ui.text import count, gib, seconds
+from erniechat.ui.thoughts import show_thoughts
 
 LIVE = tuple(name for name, option in OPTIONS.items() if option.spec.live)
 
@@ -77,10 +79,15 @@ def thoughts_command(session: Session, argument: str) -> None:
     if record is None or not record.thoughts.strip():
         session.screen.line("the last answer has no thoughts")
         return
-    num_tokens = session.backend.count_tokens(record.thoughts)
-    spent = f" · {seconds(record.end.seconds.think)}" if record.end else ""
-    session.screen.note(f"thoughts of the last answer · {count(num_tokens)} tok{spent}")
-    session.screen.block(record.thoughts.strip(), style="dim")
+    show_thoughts(session.screen, record, session.backend.count_tokens(record.thoughts))
+
+
+def raw_command(session: Session, argument: str) -> None:
+    """Show the last answer as the model wrote it."""
+    if session.last is None or not session.last.text.strip():
+        session.screen.line("there is no answer yet")
+        return
+    session.screen.raw(trimmed(session.last.text, session.raw))
 
 
 def set_command(session: Session, argument: str) -> None:
@@ -111,7 +118,11 @@ def _value(session: Session, name: str) -> str:
     value = session.settings.values.get(name)
     if value is None:
         value = _default(session, name)
-    return str(value)
+    return _in_words(value)
+
+
+def _in_words(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _default(session: Session, name: str) -> str:
@@ -121,7 +132,7 @@ def _default(session: Session, name: str) -> str:
     if value is None:
         value = OPTIONS[name].default
     words = {"seed": "random", "max_tokens": "what fits"}
-    return words.get(name, "off") if value is None else f"{value}"
+    return words.get(name, "off") if value is None else _in_words(value)
 
 
 def _source(session: Session, name: str) -> str:

@@ -4,7 +4,7 @@ import os
 import select
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import IO, TextIO
 
 from erniechat.errors import ErnieChatError
 from erniechat.options import DisplayOptions
@@ -26,6 +26,8 @@ class Terminal:
         stdout_color: Whether stdout may hold colours.
         stderr_color: Whether stderr may hold colours.
         moves_cursor: Whether a line may be drawn over; not with --plain or TERM=dumb.
+        reflows: Whether it breaks its lines anew when its width changes; a few do not.
+        markdown: Whether an answer on stdout is drawn as Markdown.
         quiet: Nothing but errors on stderr.
         live: A line on stderr that is drawn over.
     """
@@ -46,6 +48,8 @@ class Terminal:
         self.stdout_color = wants_color(choice, out_tty, environ, forced=out_tty)
         self.stderr_color = wants_color(choice, err_tty, environ, forced=True)
         self.moves_cursor = not plain and environ.get("TERM") != "dumb"
+        self.reflows = "XTERM_VERSION" not in environ and environ.get("TERM") != "linux"
+        self.markdown = display.markdown and self.stdout_is_tty and self.moves_cursor
         self.quiet = display.quiet
         can = err_tty and self.moves_cursor and not self.quiet
         self.live = LiveLine(self.stderr, can, self.stderr_color)
@@ -99,13 +103,22 @@ class LiveLine:
         """Draw a line over the last one, at most ten times a second unless now."""
         if not self.enabled or text == self._shown:
             return
-        clock = time.monotonic()
-        if not now and self._shown and clock - self._drawn_at < REDRAW_SECONDS:
+        if not now and self._shown and not self.is_due:
             return
         line = clip(visible(text).replace("\n", " "), columns(self._stream) - 1)
         line = line if is_utf8(self._stream) else ascii_only(line)
         self._write("\r\x1b[K" + (f"{DIM}{line}{RESET}" if self._color else line))
-        self._shown, self._drawn_at = text, clock
+        self._shown = text
+        self.restart_clock()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last drawing is so long ago that the next may come."""
+        return time.monotonic() - self._drawn_at >= REDRAW_SECONDS
+
+    def restart_clock(self) -> None:
+        """Say that something was drawn just now."""
+        self._drawn_at = time.monotonic()
 
     def wipe(self) -> None:
         """Take the line away."""
@@ -159,7 +172,7 @@ class AnswerStream:
             raise BrokenPipeError
 
 
-def is_utf8(stream: TextIO) -> bool:
+def is_utf8(stream: IO[str]) -> bool:
     """Whether a stream can hold any character."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return encoding.lower().replace("-", "").startswith("utf8")
@@ -175,10 +188,16 @@ def is_tty(stream: object) -> bool:
 
 def columns(stream: TextIO) -> int:
     """Columns of the terminal behind a stream, 80 where there is none."""
+    return size_of(stream)[0]
+
+
+def size_of(stream: TextIO) -> tuple[int, int]:
+    """Columns and lines of the terminal behind a stream, 80 and 24 where there is none."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        return 80
+        return 80, 24
+    return size.columns or 80, size.lines or 24
 
 
 def wants_color(choice: str, tty: bool, environ: Mapping[str, str], *, forced: bool) -> bool:

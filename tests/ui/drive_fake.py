@@ -22,9 +22,33 @@ from erniechat.errors import (
 from erniechat.events import Progress, TextDelta, ToolCall, TurnEnd, Usage
 from erniechat.options import BenchOptions, LoadOptions
 from tests.fakes import INFO, FakeBackend, Pause, Script, thinking, words
+from tests.ui.markdown_documents import PROGRAM
 
 POEM = "Two roads diverged in a yellow wood, and sorry I could not travel both."
 CALL = ToolCall("call-1", "get_weather", '{"city": "Paris"}')
+
+STEPS = [f"step {number} of the thoughts" for number in range(50)]
+MARKDOWN = """# Two roads
+
+In the **wood**, a traveller sees `two` roads and *can not* take both; List<int> stays, and so does
+the line break.
+
+1. The first was
+   - worn, and
+   - wanted $x^2 \\leq 1$
+2. The second
+
+```python
+def choose(roads: list[str]) -> str:
+    return roads[-1]  # less travelled
+```
+
+| road | steps |
+|:-----|------:|
+| first | 1,204 |
+| second | 7 |
+
+That has made **all** the difference."""
 
 SCENARIOS: dict[str, list[Script]] = {
     "plain": [words("The answer is 42.")],
@@ -54,6 +78,12 @@ SCENARIOS: dict[str, list[Script]] = {
             *words("Read it."),
         ]
     ],
+    "markdown": [[*thinking("Hm."), *words(MARKDOWN, 0.002)], words("Fine.")],
+    "markdown-now": [words(MARKDOWN)],
+    "markdown-slow": [[*thinking("Let me think about it. " * 30, 0.03), *words(MARKDOWN, 0.05)]],
+    "thinks-aloud": [[*thinking("\n".join(STEPS), 0.01), *words("Done.")]],
+    "roads": [words("Some roads: " + ", ".join(f"road {n}" for n in range(40)), 0.03)],
+    "code": [words(f"```python\n{PROGRAM}\n```\nDone.", 0.02)],
     "silent": [[Pause(30), TextDelta("late")]],
 }
 

@@ -22,7 +22,7 @@ def test_a_chat_from_greeting_to_goodbye_leaves_the_terminal_as_it_was():
         before = run.mode
         ready(run)
         run.send("What is it?\r")
-        run.wait(r"thinking \d\.\d s · \d tok    Esc stops")
+        run.wait(r"thinking \d\.\d s · \d tok +Ctrl-O shows it · Esc stops")
         run.wait("tok/s")
         ready(run)
         text = re.sub(r"thought for \d\.\d s", "thought for N s", run.text)
