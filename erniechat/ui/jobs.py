@@ -178,16 +178,15 @@ def _session_file(job: Job, request: Request) -> Iterator[SessionFile | None]:
 def dry_run(job: Job) -> int:
     """Print the exact prompt on stdout and its token count on stderr; both in one with --json."""
     arguments = job.arguments
-    system, tools = read_system(job.settings.chat.system), read_tool_file(arguments.tools).tools
+    request = _request(job, Deadline())
     asking = Asking.start(arguments, job.terminal)
     load = Task(lambda: job.load_prompt_tools(job.settings.load))
     load.run()
     text = asking.wait(load, lambda: None).text
     found = load.result()
     if not arguments.raw:
-        earlier = tuple(job.saved.messages) if job.saved else ()
-        messages = Request(text, system, earlier).messages
-        text = found.render_prompt(messages, tools=tools, think=job.settings.think)
+        messages = dataclasses.replace(request, prompt=text).messages
+        text = found.render_prompt(messages, tools=request.tools, think=request.think)
     num_tokens = found.count_tokens(text)
     out = AnswerStream(job.terminal.stdout, sanitize=job.terminal.stdout_is_tty)
     if arguments.json:

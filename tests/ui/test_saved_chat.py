@@ -320,3 +320,28 @@ def test_the_budget_is_shown_beside_the_thinking(keys: PipeInput):
 
     script: Script = [*thinking("a b"), BudgetReached(2), *words("Yes.")]
     assert "2 tok (budget)" in saving(keys, script).type("Q")
+
+
+def test_the_screen_reader_gets_sentences_and_no_escapes(tmp_path: Path):
+    with run("thinks", tmp_path, ACCESSIBLE="1") as terminal:
+        terminal.wait(r"(?m)^›")
+        terminal.send("What?\n")
+        terminal.wait("Done, 14 tokens.")
+        terminal.send("\x04")
+        assert terminal.end() == 0
+        assert b"\x1b" not in terminal.bytes
+
+
+def test_a_home_that_cannot_be_written_costs_the_saving_only(tmp_path: Path):
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with run("plain", tmp_path, ERNIECHAT_HISTORY="yes", XDG_STATE_HOME="/proc/none") as terminal:
+        ready(terminal)
+        terminal.send("What?\r")
+        terminal.wait("The answer is 42.")
+        ready(terminal)
+        terminal.send("Again?\r")
+        terminal.wait(lambda: terminal.text.count("The answer is 42.") == 2)
+        terminal.send("\x04")
+        assert terminal.end() == 0
+        assert terminal.text.count("the session is not saved") == 1
+        assert "goodbye · 2 exchanges" in terminal.text
