@@ -121,6 +121,10 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
         return _print(terminal, arguments.help)
     if arguments.completion:
         return _completion(terminal, arguments.completion)
+    if arguments.man:
+        from erniechat.ui.manual import man_page
+
+        return _print(terminal, man_page(chat_parser()))
     saved = _saved_session(arguments)
     settings, warnings = _merge(arguments, saved)
     terminal.configure(settings.display, os.environ)
@@ -181,7 +185,11 @@ def _completion(terminal: Terminal, shell: str) -> int:
             "--completion needs shtab, which is not installed",
             "pip install 'erniechat[completion]'",
         ) from exc
-    return _print(terminal, shtab.complete(chat_parser(), shell) + "\n")
+    parser = chat_parser()
+    for action in parser._actions:
+        if "FILE" in str(action.metavar):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
+    return _print(terminal, shtab.complete(parser, shell) + "\n")
 
 
 def _version(terminal: Terminal, settings: Settings, arguments: Arguments) -> int:

@@ -1,6 +1,8 @@
 """One-shot runs for scripts: events as lines, files, limits, sessions, commands without a model."""
 
+import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from erniechat.ui.arguments import chat_parser
 from erniechat.ui.helpers import info_page
 from tests.test_cli import MODEL, POEM, ROOT, clean_environ, command, run, started
 
@@ -222,6 +225,17 @@ def test_completion_scripts_offer_the_flags(tmp_path: Path):
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
     assert done.stdout == "--temperature\n"
     assert b"#compdef erniechat" in run("plain", "--completion", "zsh").stdout
+
+
+def test_the_man_page_has_every_flag_and_the_exit_statuses():
+    page = run("plain", "--man").stdout.decode().replace("\\-", "-")
+    for action in chat_parser()._actions:
+        if action.help != argparse.SUPPRESS:
+            assert all(flag in page for flag in action.option_strings)
+    assert "124 time limit" in page
+    if shutil.which("man"):
+        done = subprocess.run(["man", "-l", "-"], input=page.encode(), capture_output=True)
+        assert b"temperature" in done.stdout or done.returncode != 0
 
 
 @pytest.mark.parametrize(

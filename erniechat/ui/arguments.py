@@ -72,6 +72,7 @@ class Arguments:
     help: str = ""
     version: bool = False
     completion: str | None = None
+    man: bool = False
     bench: BenchOptions | None = None
     helper: tuple[str, ...] = ()
 
@@ -89,6 +90,7 @@ def chat_parser() -> Parser:
     group = add_other(parser)
     group.add_argument("--preset", metavar="NAME", help="settings from presets/NAME.toml")
     group.add_argument("--completion", choices=("bash", "zsh", "tcsh"), help="completion script")
+    group.add_argument("--man", action="store_true", help="this page for man: --man | man -l -")
     return parser
 
 
@@ -178,6 +180,7 @@ def _chat_arguments(argv: Sequence[str]) -> Arguments:
         resume="" if known.newest and known.resume is None else known.resume,
         version=known.version,
         completion=known.completion,
+        man=known.man,
     )
     _check_contradictions(arguments, known)
     return arguments
