@@ -96,7 +96,8 @@ class LiveArea(LiveLine):
         if self._reflows and columns < self._drawn_columns:
             heights = [max(1, -(-width // columns)) for width in self._widths]
         up = sum(heights[number:]) - 1
-        return "\r" + (f"\x1b[{up}A" if up else "") + "\x1b[J"
+        # Erasing all from the first line of the screen on would put it into tmux's scrollback.
+        return f"\r\x1b[{up}A\x1b[K\x1b[1B\x1b[J\x1b[1A" if up else "\r\x1b[K"
 
 
 def _num_equal(old: Sequence[str], new: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.sessions import SessionFile
-from erniechat.errors import StructureError, TimeLimitError
+from erniechat.errors import ErnieChatError, StructureError, TimeLimitError
 from erniechat.events import StreamEvent, TurnEnd
 from erniechat.options import SamplingOptions, Structure
 from erniechat.ui.presenter import FileOut, JsonlPresenter, Out, Presenter, TextPresenter
@@ -82,6 +82,7 @@ class Request:
     deadline: Deadline = field(default_factory=Deadline)
     verbose: bool = False
     stats: bool = False
+    sanitize: bool = False
 
     @property
     def messages(self) -> list[Message]:
@@ -107,7 +108,8 @@ def run_oneshot(
     if request.sampling.seed is None:
         seeded = dataclasses.replace(request.sampling, seed=secrets.randbelow(MAX_SEED))
         request = dataclasses.replace(request, sampling=seeded)
-    out: AnswerStream | FileOut = AnswerStream(terminal.stdout, sanitize=terminal.stdout_is_tty)
+    sanitize = request.sanitize or terminal.stdout_is_tty
+    out: AnswerStream | FileOut = AnswerStream(terminal.stdout, sanitize=sanitize)
     if request.output is not None:
         out = FileOut(request.output)
     if request.file is not None and not raw:
@@ -121,6 +123,8 @@ def run_oneshot(
         if isinstance(exc, Interrupted | TimeLimitError):
             _take_rest(reply, presenter)
             _write_numbers(presenter, request, backend, raw)
+        elif isinstance(exc, ErnieChatError):
+            presenter.break_off()
         if request.file is not None:
             request.file.add_part(presenter.record.thoughts, presenter.record.text)
         raise

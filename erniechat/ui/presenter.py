@@ -119,7 +119,7 @@ class TextPresenter:
             self._write(answer)
         if self._view is not None:
             self._view.draw()
-        if self._thinking and self._mode != "none":
+        if self._thinking and self._mode == "summary":
             elapsed = seconds(self.record.elapsed)
             self._terminal.live.show(thinking_line(elapsed, self.record.num_thinking_deltas))
 
@@ -161,6 +161,14 @@ class TextPresenter:
         elif self._view is None:
             self.out.write("\n")
 
+    def break_off(self) -> None:
+        """After an error: what was written stays, and the next line starts a line."""
+        self._terminal.live.wipe()
+        if self._view is not None:
+            self._view.close()
+        elif self._terminal.stdout_is_tty and not self.out.at_line_start and not self._silent:
+            self.out.write("\n")
+
 
 class JsonlPresenter:
     """A line of JSON for each event.
@@ -200,6 +208,10 @@ class JsonlPresenter:
 
     def finish(self) -> None:
         """Nothing is held back."""
+        self._terminal.live.wipe()
+
+    def break_off(self) -> None:
+        """Nothing is open."""
         self._terminal.live.wipe()
 
 

@@ -171,6 +171,16 @@ def test_lines_that_go_away_take_the_cursor_back():
     assert terminal.lines == ["end"]
 
 
+def test_the_whole_screen_is_never_erased_at_once_for_tmux_would_keep_it():
+    terminal = Emulator(40, 4)
+    area = EagerArea(terminal, True, True, lambda: (40, 4))
+    for lines in (["a"], ["b"], ["c", "d", "e"], ["f", "g", "h"], ["i"], []):
+        area.draw(lines)
+        assert terminal.lines == lines
+    before_erasing = terminal.sent.split("\x1b[J")[:-1]
+    assert all(piece.endswith("\x1b[K\x1b[1B") for piece in before_erasing)
+
+
 def test_ten_frames_a_second_at_most():
     terminal = Emulator(40)
     view = MarkdownAnswer(LiveArea(terminal, True, True, lambda: (40, HEIGHT)), Look())

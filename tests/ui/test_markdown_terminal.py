@@ -134,6 +134,23 @@ def test_a_stop_in_mid_answer_keeps_what_was_drawn():
         assert "Done." not in run.text
 
 
+# --- errors and thoughts of one answer
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-markdown",)])
+def test_an_error_in_mid_answer_starts_a_line(flags: tuple[str, ...]):
+    with erniechat("breaks", "-p", "hi", *MODEL, *flags) as run:
+        assert run.end() == 4
+        assert run.lines == ["Half an", "error: the GPU ran out of memory"]
+
+
+def test_full_thoughts_of_one_answer_stay_above_it():
+    with erniechat("thinks-aloud", "-p", "hi", *MODEL, "--thoughts", "full", height=60) as run:
+        assert run.end() == 0
+        steps = [f"step {number} of the thoughts" for number in range(50)]
+        assert run.lines == [*steps, "", "Done."]
+
+
 # --- tmux: a terminal that reflows, suspends and keeps its scrollback
 
 
@@ -189,3 +206,14 @@ def test_resizing_in_mid_answer_leaves_no_ghosts(fake_in_tmux: Tmux):
     numbers = [int(number) for number in re.findall(r"road (\d+)", re.sub(r"\s+", " ", answer))]
     assert numbers == list(range(len(numbers)))
     assert answer.count("Some roads") == 1
+
+
+def test_a_suspended_answer_is_drawn_again_below(fake_in_tmux: Tmux):
+    tmux = fake_in_tmux
+    tmux.wait("road 3,")
+    tmux("send-keys", "C-z")
+    tmux.wait("Stopped")
+    tmux("send-keys", "fg", "Enter")
+    tmux.wait("tok/s")
+    below = re.sub(r"\s+", " ", tmux.text.split("Stopped")[1].split("tok ·")[0])
+    assert [int(number) for number in re.findall(r"road (\d+)", below)] == list(range(40))
