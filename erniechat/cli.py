@@ -244,7 +244,7 @@ def _repl(job: Job) -> int:
     if not terminal.stdout_is_tty:
         raise UsageError("no prompt, and stdout is no terminal to chat on", 'give -p "TEXT"')
     tools = read_tool_file(arguments.tools, yes=arguments.yes)
-    document = read_document(arguments, terminal)
+    document = read_document(arguments, terminal, job.settings.chat)
     terminal.live.show(f"loading {job.settings.load.model}")  # before the imports below
     with engine(job) as (worker, load, progress):
         from erniechat.ui.repl import ChatSetup, chat

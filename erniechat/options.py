@@ -104,6 +104,7 @@ class DisplayOptions:
     plain: bool = setting(False, "no cursor motion, no redrawing, no Markdown")
     screen_reader: bool = setting(False, "whole sentences and paragraphs, as with --plain")
     stats: bool = setting(False, "after an answer: tokens, times, context and memory, on stderr")
+    sanitize: bool = setting(False, "make control characters visible in pipes too")
     quiet: bool = setting(False, "nothing but the answer and errors", short="-q")
     verbose: bool = setting(False, "say more on stderr", short="-v")
 
@@ -126,6 +127,11 @@ class ChatOptions:
         "refuse",
         "a prompt beyond the context: refuse it, or keep its head, its tail, or both ends",
         choices=("refuse", "head", "tail", "middle"),
+    )
+    encoding: str = setting("utf-8", "encoding of stdin", metavar="NAME")
+    errors: str = setting("refuse", "what is no text in stdin", choices=("refuse", "replace"))
+    stdin_timeout: float | None = setting(
+        None, "give up (status 2) on a stdin silent for so long", above=0.0, metavar="SECONDS"
     )
     timeout: float | None = setting(
         None, "give up after so many seconds (status 124)", above=0.0, metavar="SECONDS"

@@ -5,12 +5,13 @@ from typing import Any
 
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
+from erniechat.chat.structures import make_matcher
 from erniechat.chat.tags import Section, tags_without_id
 from erniechat.chat.template import ChatTemplate, Prompt
 from erniechat.chat.tokenizer import Tokenizer
 from erniechat.errors import UsageError
 from erniechat.generation.guide import ThinkingBudget
-from erniechat.generation.structure import AnswerFrame, StructureGuide, make_matcher
+from erniechat.generation.structure import AnswerFrame, StructureGuide
 from erniechat.options import Structure
 
 

@@ -140,12 +140,39 @@ def test_a_document_is_cut_on_purpose_only(policy: str, first: str | None, last:
 
 @pytest.mark.parametrize("flag", ["--json-schema", "--grammar", "--regex"])
 def test_a_structure_reaches_the_engine(flag: str, tmp_path: Path):
-    (tmp_path / "s").write_text("x")
-    value = "x" if flag == "--regex" else f"@{tmp_path}/s"
+    text = {"--json-schema": "{}", "--grammar": 'start: "x"', "--regex": "x"}[flag]
+    (tmp_path / "s").write_text(text)
+    value = text if flag == "--regex" else f"@{tmp_path}/s"
     assert run("plain", *HI, flag, value).stdout == b"The answer is 42.\n"
-    assert run("plain", *HI, flag, "x", "--regex", "y").returncode == (
-        0 if flag == "--regex" else 2
-    )
+    if flag != "--regex":
+        assert run("plain", *HI, flag, text, "--regex", "y").returncode == 2
+
+
+def test_a_structure_that_makes_no_sense_is_refused_before_the_load():
+    done = run("plain", *HI, "--regex", "(", FAKE_LOAD_SECONDS="60")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: --regex cannot be used: ")
+    assert run("plain", *HI, "--json-schema", "{", FAKE_LOAD_SECONDS="60").returncode == 2
+
+
+# --- stdin and bytes
+
+
+def test_other_encodings_and_bad_bytes_are_taken_on_request():
+    done = run("plain", "--dry-run", "--encoding", "latin-1", stdin=b"gr\xfc\xdfe")
+    assert "<user> grüße </user>" in done.stdout.decode()
+    done = run("plain", "--dry-run", "--errors", "replace", stdin=b"a\xffb")
+    assert "<user> a\ufffdb </user>" in done.stdout.decode()
+    assert run("plain", "--dry-run", "--encoding", "klingon", stdin=b"x").returncode == 2
+
+
+def test_a_silent_stdin_can_be_given_up():
+    with started("plain", *HI, "--stdin-timeout", "0.5", stdin=subprocess.PIPE) as process:
+        assert process.wait(timeout=5) == 2
+
+
+def test_a_pipe_is_made_harmless_on_request():
+    assert run("evil", *HI, "--sanitize").stdout.decode() == "␛[2Jwiped ‹9b›m ␇bell\n"
 
 
 def test_an_answer_that_breaks_its_structure_ends_with_6():

@@ -1,6 +1,5 @@
-"""Answers that obey a JSON schema, a grammar or a regular expression, by llguidance's masks."""
+"""Answers that obey a structure: its masks narrow the choice of the next token."""
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erniechat.errors import UsageError
 from erniechat.generation.guide import only
-from erniechat.options import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +28,11 @@ class AnswerFrame:
     markup_ids: Collection[int] = field(default_factory=frozenset)
 
 
-def make_matcher(structure: Structure, tokenizer_json: str, stop_ids: Collection[int]) -> Any:
-    """The matcher of a structure, by llguidance.
-
-    Args:
-        structure: What the answer must be.
-        tokenizer_json: The text of a tokenizer.json.
-        stop_ids: Tokens that end a reply.
-
-    Raises:
-        UsageError: If llguidance is not installed, or does not understand the structure.
-    """
-    try:
-        import llguidance
-    except ImportError as exc:
-        raise UsageError(
-            f"{structure.flag} needs llguidance, which is not installed",
-            "pip install 'erniechat[structured]'",
-        ) from exc
-    tokenizer = llguidance.LLTokenizer(tokenizer_json, eos_token=sorted(stop_ids))
-    try:
-        grammar = _grammar(structure, llguidance.LLMatcher)
-    except ValueError as exc:
-        raise _refusal(structure, str(exc)) from exc
-    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
-    if matcher.is_error():
-        raise _refusal(structure, matcher.get_error())
-    return matcher
-
-
-def _grammar(structure: Structure, matcher: Any) -> Any:
-    if structure.kind == "json_schema":
-        compact = {"whitespace_flexible": False}  # a small model writes blanks without end
-        return matcher.grammar_from_json_schema(json.loads(structure.text), overrides=compact)
-    if structure.kind == "regex":
-        return matcher.grammar_from_regex(structure.text)
-    return matcher.grammar_from_lark(structure.text)
-
-
-def _refusal(structure: Structure, reason: str) -> UsageError:
-    return UsageError(f"{structure.flag} cannot be used: {' '.join(reason.split())[:200]}")
-
-
 class StructureGuide:
     """Holds the answer section to a structure, then ends the reply.
 
     Args:
-        matcher: llguidance's; see `make_matcher`.
+        matcher: llguidance's; see `erniechat.chat.structures`.
         frame: The tokens around the answer.
         in_answer: Whether the next token is part of the answer section.
     """

@@ -1,5 +1,6 @@
 """What is asked on the command line: stdin, -p and words, read while the model loads."""
 
+import math
 import os
 import sys
 import time
@@ -8,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from erniechat.chat.structures import check_structure
 from erniechat.errors import UsageError
-from erniechat.options import Structure
+from erniechat.options import ChatOptions, Structure
 from erniechat.ui.arguments import Arguments
 from erniechat.ui.inputs import (
     WAIT_NOTICE,
@@ -53,11 +55,16 @@ class Asking:
     arguments: Arguments
     terminal: Terminal
     reader: StdinReader | None
+    chat: ChatOptions
     deadline: Deadline = field(default_factory=Deadline)
 
     @classmethod
     def start(
-        cls, arguments: Arguments, terminal: Terminal, deadline: Deadline | None = None
+        cls,
+        arguments: Arguments,
+        terminal: Terminal,
+        chat: ChatOptions,
+        deadline: Deadline | None = None,
     ) -> "Asking":
         """Begin to read stdin.
 
@@ -66,10 +73,10 @@ class Asking:
         """
         deadline = deadline or Deadline()
         if not arguments.no_stdin and not terminal.stdin_is_tty and sys.stdin is not None:
-            return cls(arguments, terminal, StdinReader(sys.stdin.fileno()), deadline)
+            return cls(arguments, terminal, StdinReader(sys.stdin.fileno()), chat, deadline)
         if arguments.prompt == "-":
             raise UsageError("-p - reads stdin, but stdin is a terminal", 'give -p "TEXT"')
-        asking = cls(arguments, terminal, None, deadline)
+        asking = cls(arguments, terminal, None, chat, deadline)
         asking._question("").text  # noqa: B018  raises where nothing is asked
         return asking
 
@@ -91,12 +98,17 @@ class Asking:
         while question is None or not load.done:
             self.deadline.check()
             if question is None and self.reader is not None and self.reader.done:
-                question = self._question(self.reader.text())
+                question = self._question(self.reader.text(self.chat.encoding, self.chat.errors))
                 question.text  # noqa: B018  raises where nothing is asked
             if load.failed:
                 break
-            waits = self.reader and self.reader.silent_seconds >= WAIT_NOTICE_SECONDS
-            if waits and not noticed:
+            silent = self.reader.silent_seconds if self.reader else 0.0
+            if silent >= (self.chat.stdin_timeout or math.inf):
+                raise UsageError(
+                    f"stdin is open, and silent for --stdin-timeout {self.chat.stdin_timeout:g} s",
+                    "--no-stdin ignores it",
+                )
+            if silent >= WAIT_NOTICE_SECONDS and not noticed:
                 noticed = True
                 self.terminal.note(WAIT_NOTICE)
             if not load.done:
@@ -111,7 +123,7 @@ def read_structure(asked: tuple[str, str] | None) -> Structure | None:
     """The structure that flags ask for; ``@FILE`` is the file's text.
 
     Raises:
-        UsageError: If the file cannot be read.
+        UsageError: If the file cannot be read, or the structure cannot be used.
     """
     if asked is None:
         return None
@@ -123,10 +135,12 @@ def read_structure(asked: tuple[str, str] | None) -> Structure | None:
             text = decode(path.read_bytes(), f'{structure.flag} "{path}"')
         except OSError as exc:
             raise UsageError(f'cannot read {structure.flag} "{path}": {exc.strerror}') from exc
-    return Structure(kind, text)  # type: ignore[arg-type]  # the parser's names
+    structure = Structure(kind, text)  # type: ignore[arg-type]  # the parser's names
+    check_structure(structure)
+    return structure
 
 
-def read_document(arguments: Arguments, terminal: Terminal) -> str:
+def read_document(arguments: Arguments, terminal: Terminal, chat: ChatOptions) -> str:
     """With --chat, what is piped in; then the terminal is stdin. Empty without.
 
     Raises:
@@ -142,7 +156,7 @@ def read_document(arguments: Arguments, terminal: Terminal) -> str:
         return ""
     nothing: Task[None] = Task(lambda: None)
     nothing.run()
-    text = Asking.start(arguments, terminal).wait(nothing, lambda: None).text
+    text = Asking.start(arguments, terminal, chat).wait(nothing, lambda: None).text
     _take_keyboard(terminal)
     return text
 

@@ -43,29 +43,38 @@ class StdinReader:
         """Seconds since the last byte, or since the start."""
         return 0.0 if self.done else time.monotonic() - self._heard_at
 
-    def text(self) -> str:
-        """All that was read. Only when done.
+    def text(self, encoding: str = "utf-8", errors: str = "refuse") -> str:
+        """All that was read. Only when done; see `decode`.
 
         Raises:
-            UsageError: If it is not UTF-8, with the offset of the first bad byte.
+            UsageError: If it is not text, with the offset of the first bad byte.
         """
         if self._error is not None:
             raise UsageError(f"cannot read stdin: {self._error.strerror}")
-        return decode(b"".join(self._chunks), "stdin")
+        return decode(b"".join(self._chunks), "stdin", encoding, errors)
 
 
-def decode(data: bytes, name: str) -> str:
-    """Bytes as UTF-8 text.
+def decode(data: bytes, name: str, encoding: str = "utf-8", errors: str = "refuse") -> str:
+    """Bytes as text.
+
+    Args:
+        data: The bytes.
+        name: What the message calls them.
+        encoding: Their encoding.
+        errors: refuse, or replace for U+FFFD in the place of what is no text.
 
     Raises:
         UsageError: If they are not, with the offset of the first bad byte.
     """
     try:
-        return data.decode("utf-8")
+        return data.decode(encoding, "strict" if errors == "refuse" else errors)
+    except LookupError as exc:
+        raise UsageError(f'--encoding "{encoding}" is none that Python knows') from exc
     except UnicodeDecodeError as exc:
+        shown = "UTF-8" if encoding == "utf-8" else encoding
         raise UsageError(
-            f"{name} is not UTF-8 text: byte 0x{data[exc.start]:02x} at offset {exc.start}",
-            "convert it first, for example with iconv",
+            f"{name} is not {shown} text: byte 0x{data[exc.start]:02x} at offset {exc.start}",
+            "name its --encoding, or take --errors replace",
         ) from exc
 
 

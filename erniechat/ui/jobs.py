@@ -107,7 +107,7 @@ def answer_once(job: Job) -> int:
         raise UsageError("--run-tools asks before it runs, so it needs the chat", "leave -p out")
     deadline = Deadline.after(settings.chat.timeout)
     request = _request(job, deadline)
-    asking = Asking.start(arguments, job.terminal, deadline)
+    asking = Asking.start(arguments, job.terminal, settings.chat, deadline)
     with engine(job) as (worker, load, progress), _session_file(job, request) as file:
         question = asking.wait(load, progress.draw)
         progress.say_warnings()
@@ -148,6 +148,7 @@ def _request(job: Job, deadline: Deadline) -> Request:
         deadline=deadline,
         verbose=settings.display.verbose,
         stats=settings.display.stats,
+        sanitize=settings.display.sanitize,
     )
 
 
@@ -179,7 +180,7 @@ def dry_run(job: Job) -> int:
     """Print the exact prompt on stdout and its token count on stderr; both in one with --json."""
     arguments = job.arguments
     request = _request(job, Deadline())
-    asking = Asking.start(arguments, job.terminal)
+    asking = Asking.start(arguments, job.terminal, job.settings.chat)
     load = Task(lambda: job.load_prompt_tools(job.settings.load))
     load.run()
     text = asking.wait(load, lambda: None).text

@@ -9,6 +9,7 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import Input, create_input
+from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import ColorDepth, Output, create_output
@@ -22,6 +23,8 @@ from erniechat.ui.screen import Screen
 from erniechat.ui.terminal import Terminal, is_utf8
 
 QUOTES = '"""'
+# How terminals that can tell Shift-Enter from Enter send it; theirs to switch on, not ours.
+SHIFT_ENTER = ("\x1b[13;2u", "\x1b[27;2;13~")
 _STYLE = Style.from_dict(
     {"prompt": "bold", "bottom-toolbar": "noreverse", "bottom-toolbar.text": "dim"}
 )
@@ -83,6 +86,12 @@ def _bindings(folds: Folds) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    @keys.add("escape", "escape")
+    def _(event: KeyPressEvent) -> None:
+        if not event.current_buffer.text:
+            event.current_buffer.text = "/edit"
+            event.current_buffer.validate_and_handle()
+
     @keys.add(Keys.BracketedPaste)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text(folds.fold(event.data))
@@ -125,6 +134,8 @@ class LinePrompt:
         self._source = source or create_input(sys.stdin)
         self._output = output or create_output(sys.stdout)
         self._sign = "› " if utf8 else "> "
+        for sequence in SHIFT_ENTER:
+            ANSI_SEQUENCES[sequence] = (Keys.Escape, Keys.ControlM)  # as Alt-Enter
         self._folds = Folds(count_tokens)
         stored: History = InMemoryHistory()
         if history:

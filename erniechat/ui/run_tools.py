@@ -97,7 +97,8 @@ def _wait(
     reason = ""
     try:
         while not task.done:
-            if keys.poll(POLL_SECONDS) and not reason:
+            stops = {"stop", "interrupt"}.intersection(keys.poll(POLL_SECONDS))
+            if stops and not reason:
                 reason = "stopped by the user"
                 _kill(process)
     except BaseException:

@@ -173,6 +173,8 @@ def test_unknown_commands_are_never_sent(keys: PipeInput):
         ("one\\\rtwo", "one\ntwo"),
         ("one\x0atwo", "one\ntwo"),
         ("one\x1b\rtwo", "one\ntwo"),
+        ("one\x1b[13;2utwo", "one\ntwo"),
+        ("one\x1b[27;2;13~two", "one\ntwo"),
         ('"""one\r\rtwo"""', "one\n\ntwo"),
         ("/usr/bin is\x0aa folder", "/usr/bin is\na folder"),
         ("\x1b[200~/etc/a\n/etc/b\x1b[201~", "/etc/a\n/etc/b"),

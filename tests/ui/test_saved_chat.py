@@ -156,19 +156,21 @@ def test_export_refuses_to_replace_and_load_reads_back(keys: PipeInput, tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(("argument", "sent"), [("", ["Q!"]), (" answer", ["Q"])])
+@pytest.mark.parametrize(
+    ("typed", "sent"), [("/edit", ["Q!"]), ("/edit answer", ["Q"]), ("\x1b\x1b", ["Q!"])]
+)
 def test_edit_changes_the_message_or_the_answer_and_goes_on(
-    keys: PipeInput, tmp_path: Path, argument: str, sent: list[str]
+    keys: PipeInput, tmp_path: Path, typed: str, sent: list[str]
 ):
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nprintf "%s!" "$(cat "$1")" > "$1"\n')
     editor.chmod(0o700)
     chat = saving(keys, words("One."), words(" Two."))
     chat.session.environ = {"EDITOR": str(editor)}
-    chat.type("Q", f"/edit{argument}")
+    chat.type("Q", typed)
     asked = chat.backend.asked[1]
     assert contents(asked.messages) == sent
-    if argument:
+    if sent == ["Q"]:
         assert asked.part == Message("assistant", "One.!")
         assert chat.session.messages[-1].content == "One.! Two."
     assert contents(find_session().messages) == contents(chat.session.messages)
