@@ -59,7 +59,7 @@ LIGHT = (
 HEAVY = ("torch", "quant", "bitsandbytes", "transformers", "safetensors.torch", "triton")
 BITSANDBYTES_READER = "quant.kernels.bnb"
 # An import inside a function hides what a module needs; here it is what keeps a start short.
-LAZY_IMPORTERS = ("erniechat.cli", "quant.kernels.bnb")
+LAZY_IMPORTERS = ("erniechat.cli", "quant.kernels.bnb", "quant.kernels.triton.backend")
 
 
 def is_within(module: str, package: str) -> bool:

@@ -15,6 +15,7 @@ from quant.kernels.native import NativeBackend
 from quant.kernels.native.library import find_library
 from quant.kernels.reference import ReferenceBackend
 from quant.kernels.torch_ops import TorchBackend
+from quant.kernels.triton.backend import TritonBackend
 
 __all__ = [
     "BACKENDS",
@@ -26,13 +27,14 @@ __all__ = [
 ]
 
 BACKENDS: Mapping[str, Callable[[], KernelBackend]] = {
+    "triton": TritonBackend,
     "native": NativeBackend,
     "torch": TorchBackend,
     "bnb": BnbBackend,
     "reference": ReferenceBackend,
 }
 # Fastest first. reference is left out: it serves everything, slowly, and is taken only by name.
-PREFERENCE = ("native", "torch", "bnb")
+PREFERENCE = ("triton", "native", "torch", "bnb")
 
 
 def set_num_threads(num_threads: int) -> None:

@@ -22,6 +22,7 @@ BFLOAT16 = 2**-8  # weight and result each rounded to 8 bits: 2 × 2⁻⁹ at mo
 BFLOAT16_SCALES = 2**-8  # the scale itself is held in 8 bits, whatever the activations are
 INT8_ACTIVATIONS = 0.015  # a step is absmax / 127, absmax about 4 σ: 4 / 127 / √12 = 0.9 %
 INT8_BLOCKS = 0.0125  # int8 per block of 64: 0.6 to 0.8 %, over 16 outputs up to 1.06 %
+BFLOAT16_ACTIVATIONS = 1.5 * 2**-8  # activations, codebook and result each rounded to 8 bits
 STRICT = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 MATMUL_BOUNDS = {
     ("bnb", "int8", torch.float32): INT8_ACTIVATIONS,
@@ -30,6 +31,8 @@ MATMUL_BOUNDS = {
     ("bnb", "fp4", torch.float32): BFLOAT16_SCALES,
     ("bnb", "nf4", torch.bfloat16): BFLOAT16 + BFLOAT16_SCALES,
     ("bnb", "fp4", torch.bfloat16): BFLOAT16 + BFLOAT16_SCALES,
+    **{("triton", name, torch.float32): BFLOAT16_ACTIVATIONS for name in FORMATS},
+    **{("triton", name, torch.bfloat16): BFLOAT16_ACTIVATIONS for name in FORMATS},
     ("native", "nf4", torch.float32): INT8_BLOCKS,
     ("native", "int8", torch.float32): INT8_BLOCKS,
     ("native", "int8", torch.bfloat16): INT8_BLOCKS + BFLOAT16,
