@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from erniechat.ui.arguments import chat_parser
+from erniechat.errors import UsageError
+from erniechat.ui.arguments import chat_parser, parse_arguments
 from erniechat.ui.helpers import info_page
 from tests.test_cli import MODEL, POEM, ROOT, clean_environ, command, run, started
 
@@ -275,12 +276,23 @@ def test_the_man_page_has_every_flag_and_the_exit_statuses():
         (("--json", "--jsonl"), "--json and --jsonl contradict"),
         (("-c", "--resume", "x"), "-c and --resume contradict"),
         (("--run-tools",), "--run-tools needs --tools"),
+    ],
+)
+def test_wrong_words_are_refused(arguments: tuple[str, ...], text: str):
+    with pytest.raises(UsageError) as caught:
+        parse_arguments(arguments)
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
         (("--resume", "zz"), 'there is no session "zz"'),
         (("--preset", "zz"), 'there is no preset "zz"'),
         (("-p", "x", "--json-schema", "@/nowhere"), 'cannot read --json-schema "/nowhere"'),
     ],
 )
-def test_wrong_words_are_one_line_and_2(arguments: tuple[str, ...], text: str):
+def test_wrong_names_are_one_line_and_2(arguments: tuple[str, ...], text: str):
     done = run("plain", *arguments)
     assert done.returncode == 2
     assert f"error: {text}" in done.stderr.decode()
@@ -288,9 +300,9 @@ def test_wrong_words_are_one_line_and_2(arguments: tuple[str, ...], text: str):
 
 @pytest.mark.parametrize("word", ["sessions", "config", "cache", "info", "bench"])
 def test_each_command_has_a_page(word: str):
-    done = run("plain", word, "--help")
-    assert done.stdout.decode().startswith(f"usage: erniechat {word}")
-    assert run("plain", "help", word).stdout == done.stdout
+    page = parse_arguments([word, "--help"]).help
+    assert page.startswith(f"usage: erniechat {word}")
+    assert parse_arguments(["help", word]).help == page
 
 
 def test_help_writes_nothing_and_works_in_an_empty_environment(tmp_path: Path):

@@ -44,16 +44,6 @@ def test_the_time_limit_ends_with_124() -> None:
     assert b"--timeout 0.05 seconds" in result.stderr
 
 
-def test_jsonl_tells_the_budget_and_the_section_of_each_piece() -> None:
-    result = run("-q", "-p", SUM, "--jsonl", "--think-budget", "4", "--seed", "7")
-    start, *events, end = [json.loads(line) for line in result.stdout.splitlines()]
-    assert (start["seed"], end["seed"]) == (7, 7)
-    kinds = [event["type"] for event in events]
-    assert kinds == sorted(kinds, key=["thinking", "budget", "text"].index)
-    assert end["usage"]["thinking"] == 4 + 2
-    assert end["finish_reason"] == "stop"
-
-
 def test_a_chat_is_cut_gone_on_with_left_and_come_back_to(tmp_path: Path) -> None:
     home = {"XDG_DATA_HOME": str(tmp_path), "ERNIECHAT_SAVE": "yes"}
     command = [*COMMAND, "--think", "off"]
