@@ -1,5 +1,7 @@
 """The text of an answer on the screen: as Markdown where it can be drawn over, else as it comes."""
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 from erniechat.ui.live import LiveArea
@@ -7,6 +9,8 @@ from erniechat.ui.markdown.render import Look
 from erniechat.ui.markdown.stream import MarkdownStream
 from erniechat.ui.terminal import Terminal, is_utf8, size_of
 from erniechat.ui.wrap import StreamWrap
+
+SHARE = 0.1  # of the time may go into drawing; the rest belongs to the model
 
 
 class AnswerView(Protocol):
@@ -52,10 +56,15 @@ class MarkdownAnswer:
     Args:
         area: Where the unfinished end is drawn, at most ten times a second.
         look: What the terminal can show.
+        clock: Seconds.
     """
 
-    def __init__(self, area: LiveArea, look: Look) -> None:
+    def __init__(
+        self, area: LiveArea, look: Look, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._area = area
+        self._clock = clock
+        self._rests_until = float("-inf")
         self._stream = MarkdownStream(look)
         self._is_stale = False
         self._drawn_columns = 0
@@ -70,12 +79,15 @@ class MarkdownAnswer:
         """Draw a frame, if anything has changed and one is due."""
         columns = self._area.columns
         changed = self._is_stale or columns != self._drawn_columns or note != self._note
-        if not changed or not self._area.is_due:
+        began = self._clock()
+        if not changed or not self._area.is_due or began < self._rests_until:
             return
         above = self._stream.finished(columns - 1)
         lines = self._stream.tail(columns - 1)
         self._area.draw([*lines, *([self._area.dim(note)] if note else [])], above)
         self._is_stale, self._drawn_columns, self._note = False, columns, note
+        ended = self._clock()
+        self._rests_until = ended + (ended - began) * (1 / SHARE - 1)
 
     def close(self) -> None:
         """Everything for good."""

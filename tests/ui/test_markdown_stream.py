@@ -55,7 +55,7 @@ class EagerArea(LiveArea):
 def view_on(terminal: Emulator, *, reflows: bool = True) -> MarkdownAnswer:
     screen = terminal.screen
     area = EagerArea(terminal, True, True, lambda: (screen.columns, screen.lines), reflows=reflows)
-    return MarkdownAnswer(area, Look())
+    return MarkdownAnswer(area, Look(), lambda: 0.0)  # drawing takes no time
 
 
 def printed_at_once(text: str, width: int) -> list[str]:
@@ -229,6 +229,19 @@ def test_the_rest_of_the_screen_can_be_used_between_frames():
 
 
 # --- cost
+
+
+def test_drawing_takes_a_tenth_of_the_time_however_long_a_block_is():
+    terminal = Emulator(40)
+    area = EagerArea(terminal, True, True, lambda: (40, HEIGHT))
+    times = iter([0.0, 0.5, 1.0, 4.9, 5.1, 5.6])  # each drawing takes half a second
+    view = MarkdownAnswer(area, Look(), lambda: next(times))
+    drawn = []
+    for word in ("one", " two", " three", " four"):
+        view.feed(word)
+        view.draw()
+        drawn.append(terminal.lines[-1])
+    assert drawn == ["one", "one", "one", "one two three four"]
 
 
 def test_drawing_costs_at_most_a_tenth_of_redrawing_the_whole_answer():
