@@ -81,6 +81,9 @@ def test_output_is_left_as_it_was_when_the_answer_fails(tmp_path: Path):
     file.write_text("before")
     assert run("breaks", *HI, "-o", str(file)).returncode == 4
     assert file.read_text() == "before"
+    cut = ("--json-schema", "{}", "--max-tokens", "2", "-o", str(file))
+    assert run("json-short", *HI, *cut).returncode == 6
+    assert file.read_text() == "before"
     assert run("plain", *HI, "-o", str(tmp_path / "no" / "file")).returncode == 2
 
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from erniechat.chat.sessions import find_session, remove_session
+from erniechat.chat.session_file import remove_session
+from erniechat.chat.sessions import find_session
 from erniechat.chat.transcript import transcript
 from erniechat.options import OPTIONS
 from erniechat.ui.config import config_path

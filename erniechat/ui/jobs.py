@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
-from erniechat.chat.sessions import SavedChat, SessionFile
+from erniechat.chat.session_file import SessionFile
+from erniechat.chat.sessions import SavedChat
 from erniechat.errors import TimeLimitError, UsageError
 from erniechat.events import Progress
 from erniechat.options import LoadOptions

@@ -11,7 +11,7 @@ from typing import Any
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
-from erniechat.chat.sessions import SessionFile
+from erniechat.chat.session_file import SessionFile
 from erniechat.errors import ErnieChatError, StructureError, TimeLimitError
 from erniechat.events import StreamEvent, TurnEnd
 from erniechat.options import SamplingOptions, Structure
@@ -105,9 +105,7 @@ def run_oneshot(
     raw = request.raw or not backend.info.has_chat_template
     if raw and not request.raw:
         terminal.note(NO_TEMPLATE_NOTICE)
-    if request.sampling.seed is None:
-        seeded = dataclasses.replace(request.sampling, seed=secrets.randbelow(MAX_SEED))
-        request = dataclasses.replace(request, sampling=seeded)
+    request = _seeded(request)
     sanitize = request.sanitize or terminal.stdout_is_tty
     out: AnswerStream | FileOut = AnswerStream(terminal.stdout, sanitize=sanitize)
     if request.output is not None:
@@ -129,13 +127,21 @@ def run_oneshot(
             request.file.add_part(presenter.record.thoughts, presenter.record.text)
         raise
     _write_numbers(presenter, request, backend, raw)
-    if isinstance(out, FileOut):
-        out.commit()
     end = presenter.record.end or TurnEnd("stop")
     _save(presenter, request, raw)
     _say_end(end, request, backend, terminal)
     _check_structure(end, request, backend)
+    if isinstance(out, FileOut):
+        out.commit()
     return end
+
+
+def _seeded(request: Request) -> Request:
+    """A request with a seed, so that it can be told before the reply begins."""
+    if request.sampling.seed is not None:
+        return request
+    sampling = dataclasses.replace(request.sampling, seed=secrets.randbelow(MAX_SEED))
+    return dataclasses.replace(request, sampling=sampling)
 
 
 def _presenter(

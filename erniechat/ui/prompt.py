@@ -66,6 +66,7 @@ def unquoted(text: str) -> str:
 
 
 def _bindings(folds: Folds) -> KeyBindings:
+    """The keys that edit, then those that stand for a command."""
     keys = KeyBindings()
 
     @keys.add("enter", eager=True)
@@ -86,12 +87,6 @@ def _bindings(folds: Folds) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("escape", "escape")
-    def _(event: KeyPressEvent) -> None:
-        if not event.current_buffer.text:
-            event.current_buffer.text = "/edit"
-            event.current_buffer.validate_and_handle()
-
     @keys.add(Keys.BracketedPaste)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text(folds.fold(event.data))
@@ -101,6 +96,17 @@ def _bindings(folds: Folds) -> KeyBindings:
         buffer = event.current_buffer
         mark = folds.mark_before(buffer.document.text_before_cursor)
         buffer.delete_before_cursor(len(mark) or 1)
+
+    _add_commands(keys)
+    return keys
+
+
+def _add_commands(keys: KeyBindings) -> None:
+    @keys.add("escape", "escape")
+    def _(event: KeyPressEvent) -> None:
+        if not event.current_buffer.text:
+            event.current_buffer.text = "/edit"
+            event.current_buffer.validate_and_handle()
 
     @keys.add("c-o", filter=Condition(lambda: not get_app().current_buffer.text), eager=True)
     def _(event: KeyPressEvent) -> None:
@@ -113,8 +119,6 @@ def _bindings(folds: Folds) -> KeyBindings:
             event.current_buffer.reset()
         else:
             event.app.exit(exception=KeyboardInterrupt())
-
-    return keys
 
 
 class LinePrompt:

@@ -6,7 +6,8 @@ from typing import Any
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message
-from erniechat.chat.sessions import SavedChat, SessionFile
+from erniechat.chat.session_file import SessionFile
+from erniechat.chat.sessions import SavedChat
 from erniechat.errors import ErnieChatError
 from erniechat.events import Seconds, StreamEvent, TurnEnd, Usage
 from erniechat.options import SamplingOptions

@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from erniechat.chat.conversation import Message
-from erniechat.chat.sessions import (
-    SessionFile,
-    find_session,
-    load_session,
-    remove_session,
-    session_paths,
-    sessions_folder,
-)
+from erniechat.chat.session_file import SessionFile, remove_session
+from erniechat.chat.sessions import find_session, load_session, session_paths, sessions_folder
 from erniechat.chat.transcript import read_transcript, transcript
 from erniechat.errors import UsageError
 from erniechat.events import ToolCall, TurnEnd, Usage
@@ -138,7 +132,7 @@ def test_one_process_at_a_time_goes_on_with_a_session():
 
 def test_two_processes_at_once_have_files_of_their_own():
     code = (
-        "from erniechat.chat.sessions import SessionFile\n"
+        "from erniechat.chat.session_file import SessionFile\n"
         "from erniechat.chat.conversation import Message\n"
         "for i in range(20):\n"
         "    s = SessionFile(print, {}); s.add_message(Message('user', str(i))); s.close()"
