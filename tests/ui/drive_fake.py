@@ -81,7 +81,7 @@ SCENARIOS: dict[str, list[Script]] = {
     "markdown": [[*thinking("Hm."), *words(MARKDOWN, 0.002)], words("Fine.")],
     "markdown-now": [words(MARKDOWN)],
     "markdown-slow": [[*thinking("Let me think about it. " * 30, 0.03), *words(MARKDOWN, 0.05)]],
-    "thinks-aloud": [[*thinking("\n".join(STEPS), 0.01), *words("Done.")]],
+    "thinks-aloud": [[*thinking("\n".join(STEPS), 0.007), *words("Done.")]],
     "roads": [words("Some roads: " + ", ".join(f"road {n}" for n in range(40)), 0.03)],
     "code": [words(f"```python\n{PROGRAM}\n```\nDone.", 0.02)],
     "silent": [[Pause(30), TextDelta("late")]],

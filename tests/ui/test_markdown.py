@@ -230,6 +230,8 @@ def test_formulas(source: str, shown: str | None):
         ("$$a \\neq b$$.", ["  a ≠ b."]),
         (r"$\nosuch{x}$ and $x_1*y*z$", [r"$\nosuch{x}$ and x₁*y*z"]),
         ("`$x^2$` and\n\n```\n$x^2$\n```", ["$x^2$ and", "", "```", "$x^2$", "```"]),
+        ("$a+b$, $n$, $2n-1$, $f(x)$ and $12$", ["a+b, n, 2n−1, f(x) and 12"]),
+        ("$5-$10, $5,$6, US$5 or 6$, $a word$", ["$5-$10, $5,$6, US$5 or 6$, $a word$"]),
         ("it costs $5 and 3$, or $0.02/$0.03", ["it costs $5 and 3$, or $0.02/$0.03"]),
         ("$HOME_DIR and $PATH_X", ["$HOME_DIR and $PATH_X"]),
         ("\\[\nx^2\n\n- not closed", ["\\[", "x^2", "", "  • not closed"]),

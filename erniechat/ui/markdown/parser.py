@@ -24,7 +24,11 @@ _ESCAPABLE_AT_START = frozenset("#>+-")
 _CLOSERS = {"$$": "$$", "\\[": "\\]", "\\(": "\\)"}
 _AFTER_DISPLAY = re.compile(r"[ \t]*[.,;:]?[ \t]*$")
 _DOLLARS = re.compile(r"\$(?![\s$])((?:[^$\n`\\]|\\.)*?)(?<![\s\\])\$(?![\w$])")
-_MATHEMATICAL = re.compile(r"\\[a-zA-Z]|[\^_=<>]|^[A-Za-z]'*$|^-?\d*[A-Za-z]\([a-z0-9]\)$")
+# Between dollars: a command, a script, a relation; else letters that form no word, or a number.
+_MATHEMATICAL = re.compile(
+    r"\\[a-zA-Z]|[\^_=<>]"
+    r"|^(?!.*[A-Za-z]{2})(?=.*[A-Za-z])[A-Za-z0-9()\[\]+\-*/ ,.!'|:]+$|^-?[0-9.,]*[0-9]$"
+)
 
 
 def _is_cjk(char: str) -> bool:
