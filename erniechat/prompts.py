@@ -1,12 +1,13 @@
 """From a conversation to what the model reads, and what guides and takes apart its reply."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.structures import make_matcher
-from erniechat.chat.tags import Section, tags_without_id
+from erniechat.chat.tags import END_THINK, Section, tags_without_id
 from erniechat.chat.template import ChatTemplate, Prompt
 from erniechat.chat.tokenizer import Tokenizer
 from erniechat.errors import UsageError
@@ -79,8 +80,14 @@ class PromptTools:
         """The guide that closes the thinking; none without a budget."""
         if num_tokens is None or parser is None or self.template is None:
             return []
-        closing_ids = self.tokenizer.encode(self.template.frame().after_thoughts)
+        closing_ids = self._ids_after("a", self.template.frame().after_thoughts)
         return [ThinkingBudget(num_tokens, closing_ids, lambda: parser.section == "thinking")]
+
+    def _ids_after(self, context: str, text: str) -> list[int]:
+        """The tokens of a text that follows another: at a start, some tokenizers add a blank."""
+        before, ids = self.tokenizer.encode(context), self.tokenizer.encode(context + text)
+        same = (mine == other for mine, other in zip(before, ids, strict=False))
+        return ids[sum(itertools.takewhile(bool, same)) :]
 
     def structure(
         self,
@@ -96,14 +103,16 @@ class PromptTools:
         """
         if structure is None:
             return []
-        opening = closing = ""
+        opening_ids: list[int] = []
+        closing_ids: list[int] = []
         if self.template is not None and parser is not None:
             frame = self.template.frame()
-            in_thinking = prompt.starts_in == "thinking"
-            opening = frame.opening if in_thinking else frame.opening_after(prompt.text)
-            closing = frame.closing
-        encode = self.tokenizer.encode
-        around = AnswerFrame(stop_ids, encode(opening), encode(closing), self.tokenizer.markup_ids)
+            if prompt.starts_in == "thinking":
+                opening_ids = self._ids_after(END_THINK, frame.opening)
+            else:
+                opening_ids = self._ids_after(prompt.text, frame.opening_after(prompt.text))
+            closing_ids = self._ids_after("a", frame.closing)
+        around = AnswerFrame(stop_ids, opening_ids, closing_ids, self.tokenizer.markup_ids)
         matcher = make_matcher(structure, self.tokenizer.to_json(), stop_ids)
         in_answer = (lambda: parser.section == "answer") if parser else (lambda: True)
         return [StructureGuide(matcher, around, in_answer)]

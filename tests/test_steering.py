@@ -3,15 +3,19 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from erniechat.chat.conversation import Message
 from erniechat.chat.reply_parser import ReplyParser
+from erniechat.chat.template import ChatTemplate
 from erniechat.engine import Engine
 from erniechat.errors import UsageError
 from erniechat.events import BudgetReached, StreamEvent, TextDelta, ThinkingDelta, TurnEnd
 from erniechat.options import SamplingOptions, Structure
+from erniechat.prompts import PromptTools
 from tests.engines import load_mini
 
 GREEDY = SamplingOptions(temperature=0)
@@ -90,6 +94,19 @@ def test_thinking_within_its_budget_is_left_alone(engine: Engine) -> None:
     events = list(engine.stream_reply(SUM, SamplingOptions(temperature=0, think_budget=500)))
     assert not any(isinstance(event, BudgetReached) for event in events)
     assert joined(events, TextDelta) == "17 + 25 = 42"
+
+
+def test_the_closing_tokens_are_those_of_the_middle_of_a_text() -> None:
+    class Tokenizer:  # adds a blank at the start, as that of 21B-A3B-Thinking does
+        tag_ids: ClassVar[dict[int, str]] = {}
+
+        def encode(self, text: str) -> list[int]:
+            return [0, *map(ord, text)]
+
+    source = (Path(__file__).parent / "chat/fixtures/thinking.jinja").read_text()
+    tools = PromptTools(Tokenizer(), ChatTemplate(source), "m")  # type: ignore[arg-type]  # as one
+    (budget,) = tools.budget(3, tools.parser("thinking"))
+    assert budget._closing_ids == [*map(ord, "\n</think>")]
 
 
 # --- structures

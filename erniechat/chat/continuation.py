@@ -42,7 +42,8 @@ class ReplyFrame:
         text = prompt + (part.thoughts or "")
         if not part.content:
             return text, True
-        return text + self.after_thoughts + self.opening + part.content, False
+        # Where answers stand without a tag, models leave a line between.
+        return text + self.after_thoughts + (self.opening or "\n\n") + part.content, False
 
     def opening_after(self, text: str) -> str:
         """What opens an answer after a text; one newline is not written twice."""
