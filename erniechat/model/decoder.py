@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from erniechat.model.config import ModelConfig
+from erniechat.model.device_step import CapturedStep
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import causal_attention, gated_mlp, rms_norm, rotary_angles, rotate
 from erniechat.model.routing import route
@@ -39,6 +40,7 @@ class Decoder:
         weights: What every token uses.
         experts: The door to routed experts; a dense model's store is empty.
         dtype: Of activations and the KV cache.
+        step: Reads tokens through captured CUDA graphs, if there are some for this model.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Decoder:
         weights: DecoderWeights,
         experts: ExpertStore,
         dtype: torch.dtype,
+        step: CapturedStep | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
         self.experts = experts
         self.dtype = dtype
+        self.step = step
         self.device = weights.embedding.device
 
     def new_kv_cache(self, max_tokens: int) -> KVCache:
@@ -83,6 +87,8 @@ class Decoder:
         begin = len(kv_cache)
         kv_cache.append_tokens(input_ids)
         try:
+            if self.step is not None and input_ids and not all_logits:
+                return self.step.read(input_ids, kv_cache)
             return self._read(input_ids, begin, kv_cache, all_logits)
         except BaseException:  # Ctrl-C too: later layers have no keys of these tokens
             kv_cache.forget_from(begin)
@@ -144,6 +150,6 @@ class Decoder:
         )
         topk_weights = topk_weights.to(x.dtype).float()  # the rounding of transformers
         out = self.experts.forward(layer_idx, x, topk_ids, topk_weights)
-        if self.config.num_shared_experts:
+        if self.config.num_shared_experts and not self.experts.has_shared:
             out = out + gated_mlp(x, linears[at + "shared.gate_up"], linears[at + "shared.down"])
         return out

@@ -71,7 +71,15 @@ class KVCache:
         Raises:
             ValueError: If they exceed max_tokens; callers check the length of a prompt before.
         """
-        needed = len(self.token_ids) + len(input_ids)
+        self.reserve(len(self.token_ids) + len(input_ids))
+        self.token_ids.extend(input_ids)
+
+    def reserve(self, needed: int) -> None:
+        """Make room for so many tokens in all. What the cache holds so far is kept.
+
+        Raises:
+            ValueError: If they exceed max_tokens.
+        """
         if needed > self.max_tokens:
             raise ValueError(f"{needed} tokens do not fit into a cache of {self.max_tokens}")
         capacity = self._data.shape[3]
@@ -80,10 +88,17 @@ class KVCache:
         if capacity > self._data.shape[3]:
             shape = (*self._data.shape[:3], capacity, self._data.shape[4])
             grown = torch.empty(shape, dtype=self._data.dtype, device=self._data.device)
-            held = len(self.token_ids)
-            grown[:, :, :, :held] = self._data[:, :, :, :held]
+            # All of it: a device may be ahead of token_ids.
+            grown[:, :, :, : self._data.shape[3]] = self._data
             self._data = grown
-        self.token_ids.extend(input_ids)
+
+    @property
+    def storage(self) -> tuple[int, int]:
+        """Address and capacity in tokens of ``[2, layers, key and value heads, capacity, width]``.
+
+        They change when the cache grows.
+        """
+        return self._data.data_ptr(), self._data.shape[3]
 
     def store(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values of the last appended tokens.

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from quant.linear import QuantLinear
 
@@ -20,11 +21,15 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.to(hidden_states.dtype) * weight.to(hidden_states.dtype)
 
 
+def inverse_frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """Radians a position, float32 ``[head_dim / 2]``."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+    return 1.0 / theta ** (exponent / head_dim)
+
+
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's rotation, float32 ``[num_tokens, head_dim / 2]``."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    inverse_frequencies = 1.0 / theta ** (exponent / head_dim)
-    angles = positions.float()[:, None] * inverse_frequencies
+    angles = positions.float()[:, None] * inverse_frequencies(head_dim, theta, positions.device)
     return angles.cos(), angles.sin()
 
 
@@ -58,8 +63,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if num_tokens == 1:  # the heads that share keys are so many queries: a third of the time
         grouped = q.reshape(1, k.shape[0], -1, q.shape[-1])
         return F.scaled_dot_product_attention(grouped, k[None], v[None]).view(1, -1)
-    mask = None
-    if 1 < num_tokens < num_held:
+    mask: Tensor | None = None
+    if 1 < num_tokens < num_held and q.is_cuda:
+        mask = causal_lower_right(num_tokens, num_held)  # no bytes, and flash attention knows it
+    elif 1 < num_tokens < num_held:
         mask = torch.ones(num_tokens, num_held, dtype=torch.bool, device=q.device)
         mask = mask.tril(num_held - num_tokens)
     out = F.scaled_dot_product_attention(

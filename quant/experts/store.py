@@ -33,6 +33,11 @@ class ExpertStore(Protocol):
         """Name of the kernel backend that runs them."""
         ...
 
+    @property
+    def has_shared(self) -> bool:
+        """Whether `forward` adds the layer's shared experts too."""
+        ...
+
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
     ) -> Tensor:
@@ -95,6 +100,11 @@ class ResidentExpertStore:
     def kernels(self) -> str:
         """See `ExpertStore.kernels`."""
         return self._backend.name
+
+    @property
+    def has_shared(self) -> bool:
+        """See `ExpertStore.has_shared`; the model keeps them."""
+        return False
 
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor

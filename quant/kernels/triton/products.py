@@ -27,7 +27,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 def _row_tile(rows: int) -> int:
     """Rows a tile has for that many rows of one weight."""
-    return min(max(16, triton.next_power_of_2(rows)), 128)
+    return min(max(16, int(triton.next_power_of_2(rows))), 128)
 
 
 def tile_options(

@@ -17,7 +17,7 @@ def _words(table: torch.Tensor) -> tuple[int, ...]:
 
 @cache
 def int8_table(format_name: str) -> tuple[int, ...]:
-    """``round(127 · value)`` of the 16 codes as four int32; zeros for formats without a codebook."""
+    """``round(127 · value)`` of 16 codes as four int32; zeros for formats without a codebook."""
     found = FORMATS[format_name]
     if not isinstance(found, Codebook4):
         return (0, 0, 0, 0)

@@ -116,7 +116,9 @@ def _absmax_x16(absmax, first_group, block, num_blocks, num_groups, BN: tl.const
 
 
 @triton.jit
-def _tile_rows(codes, first_row, first_input, num_rows, num_inputs, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def _tile_rows(
+    codes, first_row, first_input, num_rows, num_inputs, BN: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
     """int8 or bfloat16 rows as bfloat16 ``[BK, BN]``."""
     n = first_row + tl.arange(0, BN)
     k = first_input + tl.arange(0, BK)

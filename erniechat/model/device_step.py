@@ -1,0 +1,245 @@
+"""Decode on a GPU as one CUDA graph: the decoder's weights in launches that are captured once."""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erniechat.model.config import ModelConfig
+from erniechat.model.kv_cache import KVCache
+from erniechat.model.layers import inverse_frequencies
+from quant.experts.pool import PooledExpertStore
+from quant.kernels.triton.backend import chunk_launchers, decode_launchers
+from quant.linear import QuantLinear
+from quant.tensor import QuantTensor
+
+BUCKETS = (16, 32, 64, 128, 256, 512)  # sizes of captured chunks; shorter ones are filled up
+WIDTH_UNIT = 64  # inputs that share a scale in 4 bits; the kernels cut all widths so
+
+
+def why_not_captured(config: ModelConfig) -> str:
+    """Why the captured step cannot run a model of this shape; empty if it can."""
+    if config.use_bias or config.head_bias:
+        return "the model has biases"
+    heads = config.num_attention_heads * config.head_dim
+    widths = [config.hidden_size, heads, config.intermediate_size]
+    if config.moe_layers:
+        widths.append(config.moe_intermediate_size)
+    odd = [width for width in widths if width % WIDTH_UNIT]
+    if odd:
+        return f"widths {odd} are not multiples of {WIDTH_UNIT}"
+    if config.head_dim not in (64, 128, 256):
+        return f"a head of {config.head_dim} is not 64, 128 or 256 wide"
+    if config.num_attention_heads // config.num_key_value_heads > 16:
+        return "more than 16 query heads share a key head"
+    return ""
+
+
+def build_step(
+    config: ModelConfig,
+    linears: Mapping[str, QuantLinear],
+    tensors: Mapping[str, Tensor],
+    embedding: QuantTensor,
+    store: PooledExpertStore | None,
+) -> Any:  # its class comes with Triton
+    """The launches of one token from a decoder's weights."""
+    launchers = decode_launchers()
+    layers = []
+    for layer_idx in range(config.num_hidden_layers):
+        at = f"layers.{layer_idx}."
+        has_experts = layer_idx in config.moe_layers
+        layers.append(
+            launchers.StepLayer(
+                linears[at + "qkv"].weight,
+                linears[at + "o"].weight,
+                tensors[at + "input_norm"],
+                tensors[at + "post_attention_norm"],
+                mlp=None
+                if has_experts
+                else (linears[at + "mlp.gate_up"].weight, linears[at + "mlp.down"].weight),
+                router=(tensors[at + "router"], tensors[at + "correction_bias"])
+                if has_experts
+                else None,
+            )
+        )
+    sizes = launchers.StepSizes(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        num_experts=config.num_experts,
+        num_experts_per_tok=config.num_experts_per_tok if config.moe_layers else 0,
+        num_shared_experts=config.num_shared_experts if config.moe_layers else 0,
+        expert_width=config.moe_intermediate_size,
+        rms_norm_eps=config.rms_norm_eps,
+        router_norm_min=config.router_norm_min,
+    )
+    return launchers.DecodeStep(
+        sizes,
+        layers,
+        embedding,
+        linears["lm_head"].weight,
+        tensors["norm"],
+        None if store is None else _experts(store),
+        inverse_frequencies(config.head_dim, config.rope_theta, embedding.device),
+    )
+
+
+def _experts(store: PooledExpertStore) -> Any:
+    pool = store.pool
+    example = pool.expert(0)
+
+    def first(matrix: str) -> tuple[Tensor, Tensor]:
+        """Codes and scales of slot 0 as the kernels read them."""
+        weight: QuantTensor = getattr(example, matrix)
+        names = list(weight.parts)
+        codes, scales = pool.part(0, matrix, names[0]), pool.part(0, matrix, names[-1])
+        return (codes.view(torch.int32) if weight.format == "int8" else codes), scales
+
+    gate_up, down = first("gate_up"), first("down")
+    return decode_launchers().StepExperts(
+        gate_up,
+        down,
+        pool.slot_nbytes // gate_up[0].itemsize,
+        pool.slot_nbytes // gate_up[1].itemsize,
+        store.slot_of,
+        store.routing_counts,
+        example.gate_up.format,
+    )
+
+
+def build_chunk(step: Any, store: PooledExpertStore | None) -> Any:
+    """The launches of a chunk of a prompt over the weights of a step."""
+    tables = {} if store is None else store.tables
+    return chunk_launchers().PrefillChunk(
+        step,
+        {layer_idx: table.gate_up_at for layer_idx, table in tables.items()},
+        {layer_idx: table.down_at for layer_idx, table in tables.items()},
+    )
+
+
+def capture(
+    launch: Callable[[], None], keep: Sequence[Tensor], device: torch.device
+) -> torch.cuda.CUDAGraph:
+    """Launches as a graph, run once before so that all kernels are compiled.
+
+    Args:
+        launch: Does the same whenever it is called.
+        keep: Tensors that it changes and that must be afterwards as they were.
+        device: Where.
+    """
+    saved = [tensor.clone() for tensor in keep]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        launch()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    gc.collect()
+    gc.disable()  # a graph that is collected while another is captured breaks it
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            launch()
+    finally:
+        gc.enable()
+    for tensor, value in zip(keep, saved, strict=True):
+        tensor.copy_(value)
+    torch.cuda.synchronize(device)
+    return graph
+
+
+class CapturedStep:
+    """Reads tokens through captured graphs: one at a time, or a chunk of a prompt.
+
+    Nothing in a graph depends on the context's length or on where the cache lies.
+
+    Args:
+        step: The launches of one token; not yet run.
+        chunk: Those of a chunk, or None.
+        device: Their CUDA device.
+    """
+
+    def __init__(self, step: Any, chunk: Any, device: torch.device) -> None:
+        self.step = step
+        self.chunk = chunk
+        self._device = device
+        self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
+        self._held = (-1, -1, -1)
+
+    def _scratch(self, num_tokens: int) -> Tensor:
+        """A cache for the run that compiles."""
+        sizes = self.step.sizes
+        shape = (2, sizes.num_layers, sizes.num_kv_heads, num_tokens, sizes.head_dim)
+        return torch.zeros(shape, dtype=torch.bfloat16, device=self._device)
+
+    @property
+    def _counts(self) -> list[Tensor]:
+        return [] if self.step._experts is None else [self.step._experts.counts]
+
+    def graph(self, key: object, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """The graph of launches over one token, captured when first asked for.
+
+        It begins with the token in ``step.token`` at the position in ``step.state``.
+        """
+        if key not in self._graphs:
+            step = self.step
+            keep = [step.state, step.token, step.seen, step.penalty, *self._counts]
+            before = step.state.clone()
+            scratch = self._scratch(4)
+            step.state.copy_(torch.tensor([0, scratch.data_ptr(), 4]))
+            self._graphs[key] = capture(launch, keep, self._device)
+            step.state.copy_(before)
+        return self._graphs[key]
+
+    def place(self, kv_cache: KVCache, position: int) -> None:
+        """Tell the device where the cache is and at which position the next token comes."""
+        address, capacity = kv_cache.storage
+        if self._held != (position, address, capacity):
+            self.step.state.copy_(torch.tensor([position, address, capacity]))
+        self._held = (position + 1, address, capacity)
+
+    def read(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
+        """Logits float32 ``[1, vocab_size]`` after tokens whose places the cache has made."""
+        begin = len(kv_cache) - len(input_ids)
+        if len(input_ids) == 1:
+            return self._read_token(input_ids[0], begin, kv_cache)
+        most = BUCKETS[-1]
+        for at in range(0, len(input_ids), most):
+            logits = self._read_chunk(input_ids[at : at + most], begin + at, kv_cache)
+        return logits
+
+    def _read_token(self, token_id: int, position: int, kv_cache: KVCache) -> Tensor:
+        vocab_size = self.step.sizes.vocab_size
+        graph = self.graph("logits", lambda: self._launch_token(vocab_size))
+        self.place(kv_cache, position)
+        self.step.token.fill_(token_id)
+        graph.replay()
+        logits: Tensor = self.step.logits.clone()[None]
+        return logits
+
+    def _launch_token(self, vocab_size: int) -> None:
+        self.step.penalty.fill_(1.0)
+        self.step.forward(vocab_size)
+        self.step.advance()
+
+    def _read_chunk(self, input_ids: list[int], begin: int, kv_cache: KVCache) -> Tensor:
+        chunk, num_real = self.chunk, len(input_ids)
+        size = next(bucket for bucket in BUCKETS if bucket >= num_real)
+        key = ("chunk", size)
+        if key not in self._graphs:
+            scratch = self._scratch(size)
+            chunk.state.copy_(torch.tensor([0, scratch.data_ptr(), size, size]))
+            launch = partial(chunk.forward, size)
+            self._graphs[key] = capture(launch, self._counts, self._device)
+        address, capacity = kv_cache.storage
+        chunk.state.copy_(torch.tensor([begin, address, capacity, num_real]))
+        chunk.ids[:num_real] = torch.tensor(input_ids)
+        self._graphs[key].replay()
+        logits: Tensor = chunk.logits.clone()
+        return logits

@@ -1,0 +1,147 @@
+"""Attention of one new token: rotation, cache write and a read split over the context, one kernel.
+
+The number of tokens lives on the device, so one captured launch serves every length.
+"""
+
+import triton
+import triton.language as tl
+
+from quant.kernels.triton.decode import await_predecessor, is_last, start_successor
+from quant.kernels.triton.tiles import multiply
+
+
+@triton.jit
+def _rotated(heads, d, ok, cos, sin):
+    """Neighbouring pairs rotated: ``[rows, D]`` from float32 heads at pointers of their starts."""
+    value = tl.load(heads[:, None] + d[None, :], mask=ok[:, None], other=0.0)
+    other = tl.load(heads[:, None] + (d ^ 1)[None, :], mask=ok[:, None], other=0.0)
+    signed = tl.where((d & 1) == 0, -sin, sin)
+    return value * cos[None, :] + other * signed[None, :]
+
+
+@triton.jit
+def _store_out(out, head, ok, oq8, os, D: tl.constexpr, RP: tl.constexpr, BITS: tl.constexpr):
+    """Attended heads ``[RP, D]``, quantized by 16 for the output projection."""
+    d = tl.arange(0, D)
+    at = (head * D)[:, None] + d[None, :]
+    if BITS == 16:
+        tl.store(oq8 + at, out.to(tl.bfloat16), mask=ok[:, None])
+    else:
+        grouped = tl.reshape(out, (RP, D // 16, 16))
+        largest = tl.max(tl.abs(grouped), 2)
+        inverse = tl.where(largest > 0, 127.0 / tl.maximum(largest, 1e-30), 0.0)
+        codes = tl.floor(grouped * inverse[:, :, None] + 0.5).to(tl.int8)
+        tl.store(oq8 + at, tl.reshape(codes, (RP, D)), mask=ok[:, None])
+        group = (head * (D // 16))[:, None] + tl.arange(0, D // 16)[None, :]
+        tl.store(os + group, largest * (1.0 / 127.0), mask=ok[:, None])
+
+
+@triton.jit
+def _combine(
+    partial, maxima, sums, first, num_active, head, ok, oq8, os,
+    RP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """The parts' results, weighted by their shares of the softmax."""
+    i = tl.arange(0, RP)
+    d = tl.arange(0, D)
+    part = tl.arange(0, SPLITS)
+    at = (first + part)[:, None] * RP + i[None, :]
+    there = (part < num_active)[:, None]
+    theirs = tl.load(maxima + at, mask=there, other=-1e30, cache_modifier=".cg")
+    largest = tl.max(theirs, 0)
+    their_sums = tl.load(sums + at, mask=there, other=0.0, cache_modifier=".cg")
+    total = tl.sum(tl.exp(theirs - largest[None, :]) * their_sums, 0)
+    acc = tl.zeros((RP, D), tl.float32)
+    for begin in range(0, num_active, 4):  # four reads at a time, none waits for another
+        for j in tl.static_range(4):
+            row = (first + begin + j) * RP + i
+            held = ok & (begin + j < num_active)
+            share = tl.load(maxima + row, mask=held, other=-1e30, cache_modifier=".cg")
+            share = tl.exp(share - largest)
+            value = tl.load(
+                partial + row[:, None] * D + d[None, :],
+                mask=held[:, None], other=0.0, cache_modifier=".cg",
+            )  # fmt: skip
+            acc += value * share[:, None]
+    _store_out(acc / total[:, None], head, ok, oq8, os, D, RP, BITS)
+
+
+@triton.jit
+def attention_kernel(
+    qkv, angles, state, layer_idx, scale, partial, maxima, sums, counters, oq8, os,
+    NUM_LAYERS: tl.constexpr, NUM_KV: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr,
+    D: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, BITS: tl.constexpr,
+    PTX: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One of SPLITS parts of the context for the query heads of one key and value head.
+
+    Args:
+        qkv: float32, heads of q, k and v after each other.
+        angles: float32 ``[2, D / 2]``, cosine and sine of this position's rotations.
+        state: int64: position, address and capacity in tokens of the bfloat16 cache
+            ``[2, NUM_LAYERS, NUM_KV, capacity, D]``.
+        layer_idx: Layer of the model.
+        scale: Of the scores.
+        partial: float32 ``[NUM_KV, SPLITS, RP, D]``, with maxima and sums ``[NUM_KV, SPLITS, RP]``.
+        counters: int32 ``[NUM_KV]``, zeros.
+        oq8: Attended heads for the output projection, with their scales os.
+    """
+    kv = tl.program_id(0)
+    split = tl.program_id(1)
+    start_successor(PDL)
+    await_predecessor(PDL)
+    pos = tl.load(state).to(tl.int32)
+    length = pos + 1
+    chunk = tl.cdiv(tl.cdiv(length, SPLITS), BT) * BT
+    num_active = tl.cdiv(length, chunk)
+    if split < num_active:
+        d = tl.arange(0, D)
+        i = tl.arange(0, RP)
+        ok = i < REP
+        cos, sin = tl.load(angles + d // 2), tl.load(angles + D // 2 + d // 2)
+        cache = tl.load(state + 1).to(tl.pointer_type(tl.bfloat16))
+        capacity = tl.load(state + 2)
+        keys = cache + (layer_idx * NUM_KV + kv) * capacity * D
+        values = cache + ((NUM_LAYERS + layer_idx) * NUM_KV + kv) * capacity * D
+        if split == num_active - 1:
+            k_head = qkv + (NUM_KV * REP + kv) * D + i * 0
+            one = i < 1
+            k = _rotated(k_head, d, one, cos, sin)
+            v = tl.load((k_head + NUM_KV * D)[:, None] + d[None, :], mask=one[:, None], other=0.0)
+            at = pos.to(tl.int64) * D + i[:, None] * D + d[None, :]
+            tl.store(keys + at, k.to(tl.bfloat16), mask=one[:, None])
+            tl.store(values + at, v.to(tl.bfloat16), mask=one[:, None])
+            tl.debug_barrier()
+        q = _rotated(qkv + (kv * REP + i) * D, d, ok, cos, sin).to(tl.bfloat16)
+        largest = tl.full((RP,), -1e30, tl.float32)
+        total = tl.zeros((RP,), tl.float32)
+        acc = tl.zeros((RP, D), tl.float32)
+        t = tl.arange(0, BT)
+        first = split * chunk
+        for begin in range(first, tl.minimum(first + chunk, length), BT):
+            token = begin + t
+            held = token < length
+            at = token.to(tl.int64)[:, None] * D + d[None, :]
+            k_tile = tl.load(keys + at, mask=held[:, None], other=0.0)
+            v_tile = tl.load(values + at, mask=held[:, None], other=0.0)
+            score = multiply(q, tl.trans(k_tile), tl.zeros((RP, BT), tl.float32), PTX) * scale
+            score = tl.where(held[None, :], score, -1e30)
+            new = tl.maximum(largest, tl.max(score, 1))
+            shrink = tl.exp(largest - new)
+            p = tl.exp(score - new[:, None])
+            total = total * shrink + tl.sum(p, 1)
+            acc = multiply(p.to(tl.bfloat16), v_tile, acc * shrink[:, None], PTX)
+            largest = new
+        head = kv * REP + i
+        if num_active == 1:
+            _store_out(acc / total[:, None], head, ok, oq8, os, D, RP, BITS)
+        else:
+            mine = (kv * SPLITS + split) * RP + i
+            tl.store(partial + mine[:, None] * D + d[None, :], acc)
+            tl.store(maxima + mine, largest)
+            tl.store(sums + mine, total)
+            if is_last(counters + kv, num_active):
+                _combine(
+                    partial, maxima, sums, kv * SPLITS, num_active, head, ok, oq8, os,
+                    RP, D, SPLITS, BITS,
+                )  # fmt: skip

@@ -1,0 +1,318 @@
+"""The kernels of one decoded token, but for attention: products with what comes before and after.
+
+The residual stream is float32 ``[hidden_size]``. Whoever completes 16 rows of it also stores them
+multiplied by the next norm's weight and quantized, so no kernel is there for norms alone.
+
+Kernels are launched so that one may begin before its predecessor has ended (PDL, from compute
+capability 9.0 on); each waits before it reads or writes what another one touches.
+"""
+
+import triton
+import triton.language as tl
+
+from quant.kernels.triton.dots import (
+    dot16,
+    dot_bf16,
+    dot_int8,
+    publish,
+    rms_scale,
+    store_quantized,
+)
+
+
+@triton.jit
+def start_successor(PDL: tl.constexpr):
+    """Let the next kernel be launched; it waits by itself for this one's end."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def await_predecessor(PDL: tl.constexpr):
+    """Wait until all that earlier kernels wrote can be read."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def prefetch(start, NUM_BYTES: tl.constexpr, PADDED_LINES: tl.constexpr, PDL: tl.constexpr):
+    """Ask for bytes from memory into the L2 cache, without waiting for them.
+
+    Weights that no kernel writes may be asked for before the predecessor has ended, whose last
+    programs seldom keep the memory busy.
+    """
+    if PDL:
+        line = tl.minimum(tl.arange(0, PADDED_LINES) * 128, NUM_BYTES - 1)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [start.to(tl.int64) + line],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def is_last(counter, num_programs):
+    """Whether this program is the last of num_programs to come here; the counter then is 0 again.
+
+    What the others stored before they came can then be read.
+    """
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    last = before == num_programs - 1
+    if last:
+        tl.atomic_xchg(counter, 0, sem="relaxed")
+    return last
+
+
+@triton.jit
+def embed_kernel(
+    codes, absmax, token, state, inverse_frequencies, norm, x, squares, xq8, xs, angles,
+    HIDDEN: tl.constexpr, D: tl.constexpr, EMBED_BITS: tl.constexpr, BITS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """The embedding row of ``token`` becomes the residual stream; a program for 16 rows.
+
+    The first one also writes cosine and sine of the position's rotations, ``[2, D / 2]``.
+    """
+    group = tl.program_id(0)
+    start_successor(PDL)
+    await_predecessor(PDL)
+    if group == 0:
+        i = tl.arange(0, D // 2)
+        angle = tl.load(state).to(tl.float32) * tl.load(inverse_frequencies + i)
+        tl.store(angles + i, tl.cos(angle))
+        tl.store(angles + D // 2 + i, tl.sin(angle))
+    token_id = tl.load(token)
+    at = token_id * HIDDEN + group * 16 + tl.arange(0, 16)
+    if EMBED_BITS == 8:
+        scale = tl.load(absmax + token_id) / 127.0
+        values = (tl.load(codes + at).to(tl.float32) * scale).to(tl.bfloat16).to(tl.float32)
+    else:
+        values = tl.load(codes + at).to(tl.float32)
+    publish(x, values, norm, squares, xq8, xs, group, BITS)
+
+
+@triton.jit
+def project_kernel(
+    codes, scales, xq, xs, squares, out, eps,
+    HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    PTX: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A product with the normed residual stream, float32 out; a program for 16 rows."""
+    group = tl.program_id(0)
+    start_successor(PDL)
+    num_bytes: tl.constexpr = HIDDEN * 2 * BITS
+    element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
+    first = codes + group.to(tl.int64) * (16 * HIDDEN // element)
+    prefetch(first, num_bytes, triton.next_power_of_2(num_bytes // 128), PDL)
+    await_predecessor(PDL)
+    sums = dot16(codes, scales, group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS, T0, T1, T2, T3, PTX)
+    scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+    tl.store(out + group * 16 + tl.arange(0, 16), sums * scale)
+
+
+@triton.jit
+def route_kernel(
+    x, norm, squares, router, bias, logits, counter, slot_of, slots, weights, counts,
+    eps, norm_min,
+    HIDDEN: tl.constexpr, PADDED_HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr, PADDED_EXPERTS: tl.constexpr, TOP_K: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """The router in float32: a program for an expert's logit, the last one chooses.
+
+    Writes slots and weights of the chosen experts, likeliest first, and counts them. An expert
+    without a slot (-1) gets weight 0 here: whoever has it adds its share.
+    """
+    expert = tl.program_id(0)
+    start_successor(PDL)
+    k = tl.arange(0, PADDED_HIDDEN)
+    ok = k < HIDDEN
+    gate = tl.load(router + expert * HIDDEN + k, mask=ok, other=0.0)
+    weight = tl.load(norm + k, mask=ok, other=0.0).to(tl.float32)
+    await_predecessor(PDL)
+    value = tl.load(x + k, mask=ok, other=0.0)
+    scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+    tl.store(logits + expert, tl.sum(value * weight * gate) * scale)
+    if is_last(counter, NUM_EXPERTS):
+        i = tl.arange(0, PADDED_EXPERTS)
+        real = i < NUM_EXPERTS
+        z = tl.load(logits + i, mask=real, other=-float("inf"), cache_modifier=".cg")
+        p = tl.exp(z - tl.max(z))
+        p = p / tl.sum(p)
+        biased = p + tl.load(bias + i, mask=real, other=0.0)
+        biased = tl.where(real, biased, -float("inf"))
+        # How many stand before an expert: of equals the one with the lower id.
+        ahead = biased[None, :] > biased[:, None]
+        ahead = ahead | ((biased[None, :] == biased[:, None]) & (i[None, :] < i[:, None]))
+        rank = tl.sum(ahead.to(tl.int32), 1)
+        chosen = (rank < TOP_K) & real
+        total = tl.maximum(tl.sum(tl.where(chosen, p, 0.0)), norm_min)
+        slot = tl.load(slot_of + i, mask=real, other=-1)
+        share = (p / total).to(tl.bfloat16).to(tl.float32)  # the rounding of transformers
+        tl.store(slots + rank, tl.maximum(slot, 0), mask=chosen)
+        tl.store(weights + rank, tl.where(slot < 0, 0.0, share), mask=chosen)
+        count = tl.load(counts + i, mask=chosen, other=0)
+        tl.store(counts + i, count + 1, mask=chosen)
+
+
+@triton.jit
+def gate_up_kernel(
+    codes, scales, slots, code_stride, scale_stride, xq, xs, squares, aq8, as_, eps,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, PADDED_GROUPS: tl.constexpr,
+    FIRST_FIXED: tl.constexpr, BITS: tl.constexpr,
+    WARPS: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    PTX: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """``silu(gate(x)) * up(x)``, quantized; a program for 16 of WIDTH rows of one slot.
+
+    From FIRST_FIXED on the slots are the same for every token, so their weights can be prefetched.
+    """
+    group = tl.program_id(0)
+    which = tl.program_id(1)
+    start_successor(PDL)
+    element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
+    if which >= FIRST_FIXED:
+        slot = tl.load(slots + which).to(tl.int64)
+        first = codes + slot * code_stride + group.to(tl.int64) * (16 * HIDDEN // element)
+        num_bytes: tl.constexpr = HIDDEN * 2 * BITS
+        lines: tl.constexpr = triton.next_power_of_2(num_bytes // 128)
+        prefetch(first, num_bytes, lines, PDL)
+        prefetch(first + WIDTH * HIDDEN // element, num_bytes, lines, PDL)
+    await_predecessor(PDL)
+    slot = tl.load(slots + which).to(tl.int64)
+    codes += slot * code_stride
+    scales += slot * scale_stride
+    gate = dot16(codes, scales, group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS, T0, T1, T2, T3, PTX)
+    up = dot16(
+        codes, scales, WIDTH // 16 + group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS,
+        T0, T1, T2, T3, PTX,
+    )  # fmt: skip
+    scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+    gate *= scale
+    out = gate * tl.sigmoid(gate) * up * scale
+    store_quantized(out, aq8, as_, which * (WIDTH // 16) + group, BITS)
+
+
+@triton.jit
+def add_kernel(
+    codes, scales, slots, weights, code_stride, scale_stride, xq, xs,
+    x, norm, squares, nq8, ns, partial, counters,
+    WIDTH: tl.constexpr, NUM_SLOTS: tl.constexpr, SPLIT: tl.constexpr, ROUTED: tl.constexpr,
+    FIRST_FIXED: tl.constexpr,
+    BITS: tl.constexpr, WARPS: tl.constexpr,
+    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    PTX: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Products added to the residual stream; SPLIT programs for 16 rows.
+
+    ROUTED: slot s holds an expert's ``[hidden_size, WIDTH]`` and counts by its weight. Else the
+    slots are pieces of WIDTH inputs of one weight ``[hidden_size, NUM_SLOTS · WIDTH]``. The
+    programs' sums meet in a fixed order, so that a result does not depend on who is first.
+    """
+    group = tl.program_id(0)
+    part = tl.program_id(1)
+    row = tl.arange(0, 16)
+    per_program: tl.constexpr = NUM_SLOTS // SPLIT
+    inputs: tl.constexpr = WIDTH if ROUTED else NUM_SLOTS * WIDTH
+    x_words: tl.constexpr = WIDTH if BITS == 16 else WIDTH // 4
+    start_successor(PDL)
+    element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
+    bytes_each: tl.constexpr = WIDTH * 2 * BITS
+    lines: tl.constexpr = triton.next_power_of_2(bytes_each // 128)
+    for i in tl.static_range(per_program):
+        which = part * per_program + i
+        if ROUTED:
+            if which >= FIRST_FIXED:
+                slot = tl.load(slots + which).to(tl.int64)
+                first = codes + slot * code_stride + group.to(tl.int64) * (16 * WIDTH // element)
+                prefetch(first, bytes_each, lines, PDL)
+        elif BITS == 4 or NUM_SLOTS == 1:  # else the 16 rows' pieces lie apart
+            piece = group.to(tl.int64) * (16 * inputs // element)
+            piece += which * (16 * WIDTH // element)
+            prefetch(codes + piece, bytes_each, lines, PDL)
+    await_predecessor(PDL)
+    total = tl.zeros((16,), tl.float32)
+    for i in tl.static_range(per_program):
+        which = part * per_program + i
+        x_at = xq + which * x_words
+        s_at = xs + which * (WIDTH // 16)
+        if ROUTED:
+            slot = tl.load(slots + which).to(tl.int64)
+            sums = dot16(
+                codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
+                inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,
+            )  # fmt: skip
+            total += sums * tl.load(weights + which)
+        else:
+            total += dot16(
+                codes, scales, group, which * WIDTH, x_at, s_at,
+                inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,
+            )  # fmt: skip
+    if SPLIT == 1:
+        values = tl.load(x + group * 16 + row) + total
+        publish(x, values, norm, squares, nq8, ns, group, BITS)
+    else:
+        tl.store(partial + (group * SPLIT + part) * 16 + row, total)
+        if is_last(counters + group, SPLIT):
+            values = tl.load(x + group * 16 + row)
+            for i in tl.static_range(SPLIT):
+                at = partial + (group * SPLIT + i) * 16 + row
+                values += tl.load(at, cache_modifier=".cg")
+            publish(x, values, norm, squares, nq8, ns, group, BITS)
+
+
+@triton.jit
+def head_kernel(
+    codes, absmax, xq, xs, squares, seen, penalty, logits, best, best_at, eps, num_tokens,
+    HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
+    WARPS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Logits with the repetition penalty, and the best of each ROWS; padding rows get -inf."""
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)
+    at = first + row
+    ok = at < num_tokens
+    start_successor(PDL)
+    await_predecessor(PDL)
+    if BITS == 8:
+        start = codes + first * (HIDDEN // 4)
+        sums = dot_int8(start, HIDDEN // 4, xq, xs, HIDDEN // 4, ROWS, 8 * WARPS, ok, PTX)
+        sums *= tl.load(absmax + at, mask=ok, other=0.0) * (1.0 / 127.0)
+    else:
+        sums = dot_bf16(codes + first * HIDDEN, HIDDEN, xq, HIDDEN, ROWS, 16 * WARPS, ok)
+    logit = sums * rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+    factor = tl.load(penalty)
+    is_seen = tl.load(seen + at, mask=ok, other=0) != 0
+    penalized = tl.where(logit > 0, logit / factor, logit * factor)
+    logit = tl.where(is_seen, penalized, logit)
+    logit = tl.where(ok, logit, -float("inf"))
+    tl.store(logits + at, logit, mask=ok)
+    tl.store(best + tl.program_id(0), tl.max(logit))
+    tl.store(best_at + tl.program_id(0), first + tl.argmax(logit, 0))
+
+
+@triton.jit
+def pick_kernel(
+    best, best_at, token, NUM: tl.constexpr, PADDED: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """The likeliest token of all programs of the head; of equals the lowest id."""
+    start_successor(PDL)
+    await_predecessor(PDL)
+    i = tl.arange(0, PADDED)
+    value = tl.load(best + i, mask=i < NUM, other=-float("inf"))
+    winner = tl.argmax(value, 0, tie_break_left=True)
+    tl.store(token, tl.load(best_at + winner))
+
+
+@triton.jit
+def advance_kernel(token, state, seen, PDL: tl.constexpr):
+    """One token further: remember it as seen and count the position up."""
+    start_successor(PDL)
+    await_predecessor(PDL)
+    tl.store(seen + tl.load(token), 1)
+    tl.store(state, tl.load(state) + 1)

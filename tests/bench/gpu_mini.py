@@ -1,0 +1,95 @@
+"""The built-in model on a GPU against the reference kernels: greedy text, margins, perplexity.
+
+    python -m tests.bench.gpu_mini [--quant nf4 int8 bf16] [--limit 6]
+
+Where two texts part, the reference's logits say by how much it preferred its own token.
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+from erniechat.engine import Engine
+from erniechat.loader import load_engine
+from erniechat.mini.scoring import eval_names, heldout_documents, load_eval, render_prompt
+from erniechat.options import LoadOptions
+
+MAX_NEW_TOKENS = 120
+
+
+def greedy(engine: Engine, ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    """Token ids after a prompt; the captured graphs serve where the engine has some."""
+    num_tokens = engine.prompts.tokenizer.num_tokens
+    kv_cache = engine.decoder.new_kv_cache(len(ids) + MAX_NEW_TOKENS)
+    logits = engine.decoder.forward(ids, kv_cache)
+    found: list[int] = []
+    for _ in range(MAX_NEW_TOKENS):
+        found.append(int(logits[0, :num_tokens].argmax()))
+        if found[-1] in stop_ids:
+            break
+        logits = engine.decoder.forward([found[-1]], kv_cache)
+    return found
+
+
+def margin(engine: Engine, ids: list[int], mine: int, theirs: int) -> float:
+    """By how much an engine's logits prefer one token to another after some tokens."""
+    kv_cache = engine.decoder.new_kv_cache(len(ids))
+    logits = engine.decoder.forward(ids, kv_cache)[0]
+    return float(logits[mine] - logits[theirs])
+
+
+def perplexity(engine: Engine, documents: list[str]) -> float:
+    """Over all tokens of all documents but each first."""
+    total, count = 0.0, 0
+    for document in documents:
+        ids = engine.prompts.tokenizer.encode(document)
+        kv_cache = engine.decoder.new_kv_cache(len(ids))
+        logits = engine.decoder.forward(ids[:-1], kv_cache, all_logits=True)
+        logits = logits[:, : engine.prompts.tokenizer.num_tokens]
+        target = torch.tensor(ids[1:], device=logits.device)
+        loss = torch.nn.functional.cross_entropy(logits.double(), target, reduction="sum")
+        total += float(loss)
+        count += len(target)
+    return float(torch.tensor(total / count).exp())
+
+
+def main() -> None:
+    """Print one JSON object a format, and one a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quant", nargs="*", default=["nf4", "int8", "bf16"])
+    parser.add_argument("--limit", type=int, default=6)
+    parser.add_argument("--lines", type=int, default=200)
+    args = parser.parse_args()
+    for quant in args.quant:
+        mine, reference = (
+            load_engine(LoadOptions(quant=quant, kernels=kernels, device="cuda", copy=False))
+            for kernels in ("triton", "reference")
+        )
+        stop_ids = mine._stop_ids
+        total = same = 0
+        margins = []
+        for name in eval_names():
+            for row in load_eval(name)[: args.limit]:
+                prompt = render_prompt(row["messages"], row["tools"], row["thinking"])  # type: ignore[arg-type]
+                ids = mine.prompts.tokenizer.encode(prompt)
+                first, second = (greedy(engine, ids, stop_ids) for engine in (mine, reference))
+                total += 1
+                same += first == second
+                if first != second:
+                    at = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+                    margins.append(
+                        round(margin(reference, ids + second[:at], second[at], first[at]), 3)
+                    )
+        values = {
+            "triton": perplexity(mine, heldout_documents(num_lines=args.lines)),
+            "reference": perplexity(reference, heldout_documents(num_lines=args.lines)),
+        }
+        row = {"quant": quant, "prompts": total, "same": same, "margins": sorted(margins), **values}
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
