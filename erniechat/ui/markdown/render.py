@@ -163,13 +163,13 @@ class Renderer:
         """A block of code between its fences; one without an end ends with its last line."""
         source = code_lines(token.content)
         start, end = token.map or (0, 0)
-        closed = end - start > 1 and _CLOSED_FENCE.match(self._source[end - 1]) is not None
-        while source and not closed and not source[-1].strip():
+        closed = _CLOSED_FENCE.match(self._source[end - 1]) if end - start > 1 else None
+        while source and closed is None and not source[-1].strip():
             source.pop()
         code = CodeLines(self._look, token.info)
         lines = [fence_line(self._look, token.markup + token.info)]
         lines += [code.line(text) for text in source]
-        return [*lines, fence_line(self._look, token.markup)] if closed else lines
+        return [*lines, fence_line(self._look, closed.group(1))] if closed else lines
 
     def _formula(self, token: Token, width: int) -> list[Line]:
         text = to_unicode(token.content) if self._look.math and self._look.utf8 else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from erniechat.ui.markdown.layout import Line, ansi, cut
 from erniechat.ui.markdown.parser import make_parser
 from erniechat.ui.markdown.render import (
+    TAB,
     CodeLines,
     Group,
     Look,
@@ -66,7 +67,11 @@ class _Fence:
 
     def content(self, line: str) -> str:
         """The line without the fence's own indent."""
-        return line[min(self.indent, len(line) - len(line.lstrip(" "))) :]
+        column = index = 0
+        while column < self.indent and line[index : index + 1] in (" ", "\t"):
+            column += TAB - column % TAB if line[index] == "\t" else 1
+            index += 1
+        return " " * (column - self.indent) + line[index:]
 
 
 class MarkdownStream:
@@ -211,7 +216,7 @@ class MarkdownStream:
         if fence is None or not text.strip() or not text.strip(" " + fence.markup[0]):
             return []
         blanks: list[Line] = [[] for _ in range(fence.num_blank)]
-        return [*blanks, [(fence.content(text).expandtabs(4), "")]]
+        return [*blanks, [(fence.content(text).expandtabs(TAB), "")]]
 
 
 def _items(group: Group, source: Sequence[str]) -> list[_Unit]:
@@ -233,6 +238,10 @@ def _stub(source: Sequence[str], item: _Unit) -> str:
     indent, marker, delimiter, blanks = match.groups()
     if item.number is not None:
         marker = str(item.number)
+    if not source[item.start][match.end() :].strip() and not source[item.start + 1].strip():
+        return (
+            f"{indent}{marker}{delimiter}\n\n"  # an empty item takes nothing in after a blank line
+        )
     return f"{indent}{marker}{delimiter}{blanks or ' '}x\n"
 
 
