@@ -157,7 +157,9 @@ def test_full_thoughts_of_one_answer_stay_above_it():
 class Tmux:
     def __init__(self, folder: Path, command: str) -> None:
         self._socket = str(folder / "tmux")
-        environ = {k: v for k, v in os.environ.items() if k != "TMUX" and "ERNIECHAT" not in k}
+        # pytest-xdist exports a size, which would then be the terminal's for good.
+        ours = ("TMUX", "COLUMNS", "LINES")
+        environ = {k: v for k, v in os.environ.items() if k not in ours and "ERNIECHAT" not in k}
         self._environ = environ | {"PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
         self._environ |= {"ERNIECHAT_SAVE": "no", "ERNIECHAT_HISTORY": "no"}
         self("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "sh")
