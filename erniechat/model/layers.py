@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from quant.linear import QuantLinear
 
@@ -64,9 +63,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         grouped = q.reshape(1, k.shape[0], -1, q.shape[-1])
         return F.scaled_dot_product_attention(grouped, k[None], v[None]).view(1, -1)
     mask: Tensor | None = None
-    if 1 < num_tokens < num_held and q.is_cuda:
-        mask = causal_lower_right(num_tokens, num_held)  # no bytes, and flash attention knows it
-    elif 1 < num_tokens < num_held:
+    if 1 < num_tokens < num_held:
         mask = torch.ones(num_tokens, num_held, dtype=torch.bool, device=q.device)
         mask = mask.tril(num_held - num_tokens)
     out = F.scaled_dot_product_attention(
