@@ -16,7 +16,7 @@ from quant.kernels.triton.backend import chunk_launchers, decode_launchers
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 
-BUCKETS = (16, 32, 64, 128, 256, 512)  # sizes of captured chunks; shorter ones are filled up
+BUCKETS = (32, 128, 512)  # sizes of captured chunks; each compiles kernels of its own
 WIDTH_UNIT = 64  # inputs that share a scale in 4 bits; the kernels cut all widths so
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.bench.gpu_mini [--quant nf4 int8 bf16] [--limit 6]
 
-Where two texts part, the reference's logits say by how much it preferred its own token.
+Where a text parts from the reference's, a margin says by how much its logits preferred their own
+token to ours.
 """
 
 import argparse
@@ -33,11 +34,18 @@ def greedy(engine: Engine, ids: list[int], stop_ids: frozenset[int]) -> list[int
     return found
 
 
-def margin(engine: Engine, ids: list[int], mine: int, theirs: int) -> float:
-    """By how much an engine's logits prefer one token to another after some tokens."""
-    kv_cache = engine.decoder.new_kv_cache(len(ids))
-    logits = engine.decoder.forward(ids, kv_cache)[0]
-    return float(logits[mine] - logits[theirs])
+def disagreement(engine: Engine, ids: list[int], found: list[int]) -> float | None:
+    """By how much an engine's logits prefer another token where it first would have parted.
+
+    One pass over prompt and reply: their greedy texts are the same if and only if the likeliest
+    token is the found one everywhere. None if it is.
+    """
+    kv_cache = engine.decoder.new_kv_cache(len(ids) + len(found))
+    logits = engine.decoder.forward(ids + found[:-1], kv_cache, all_logits=True)
+    logits = logits[len(ids) - 1 :, : engine.prompts.tokenizer.num_tokens]
+    chosen = logits.gather(1, torch.tensor(found, device=logits.device)[:, None])[:, 0]
+    lost = (logits.amax(1) - chosen).tolist()
+    return next((loss for loss in lost if loss > 0), None)
 
 
 def perplexity(engine: Engine, documents: list[str]) -> float:
@@ -74,14 +82,11 @@ def main() -> None:
             for row in load_eval(name)[: args.limit]:
                 prompt = render_prompt(row["messages"], row["tools"], row["thinking"])  # type: ignore[arg-type]
                 ids = mine.prompts.tokenizer.encode(prompt)
-                first, second = (greedy(engine, ids, stop_ids) for engine in (mine, reference))
                 total += 1
-                same += first == second
-                if first != second:
-                    at = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-                    margins.append(
-                        round(margin(reference, ids + second[:at], second[at], first[at]), 3)
-                    )
+                lost = disagreement(reference, ids, greedy(mine, ids, stop_ids))
+                same += lost is None
+                if lost is not None:
+                    margins.append(round(lost, 3))
         values = {
             "triton": perplexity(mine, heldout_documents(num_lines=args.lines)),
             "reference": perplexity(reference, heldout_documents(num_lines=args.lines)),

@@ -207,7 +207,8 @@ def time_prefill(decoder: Decoder, length: int) -> None:
 
 def profile(run, label: str) -> None:
     """Time by kernel of one run."""
-    from torch.profiler import ProfilerActivity, profile as trace
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as trace
 
     for _ in range(3):
         run()
