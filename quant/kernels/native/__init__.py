@@ -1,7 +1,8 @@
 """Native kernels for CPUs: C++ behind a plain C interface, called through ctypes.
 
 ``src/`` holds the C++, ``build.py`` compiles it, ``library.py`` loads it, ``buffers.py`` checks
-what is handed over, ``backend.py`` is the backend, ``encode.py`` quantizes weights.
+what is handed over, ``backend.py`` is the backend, ``encode.py`` quantizes weights,
+``step.py`` decodes a token in one call.
 """
 
 from quant.kernels.native.backend import NativeBackend, num_threads, read_probe, set_num_threads

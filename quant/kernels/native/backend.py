@@ -42,6 +42,11 @@ class NativeBackend:
         """Instruction sets that can be chosen on this machine, fastest first."""
         return self._library().paths
 
+    def chosen(self) -> tuple[Library, int]:
+        """The library, and the index of the instruction set in its calls."""
+        native = self._library()
+        return native, self._path_idx(native)
+
     def _path_idx(self, native: Library) -> int:
         if self._path == "auto":
             return -1

@@ -20,7 +20,7 @@ from quant.errors import QuantError
 from quant.kernels.native.build import LIBRARY
 from quant.kernels.native.threads import default_num_threads
 
-ABI = 2
+ABI = 3
 CODEBOOK, INT8 = 0, 1
 FLOAT32, BFLOAT16 = 0, 1
 
@@ -70,6 +70,31 @@ class Layer(Structure):
         ("num_shared", c_int64),
         ("dtype", c_int32),
         ("path", c_int32),
+    )
+
+
+class StepLayer(Structure):
+    """One block of a decoding step; see src/native.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "router", "correction_bias")),
+        *((name, c_void_p) for name in ("experts", "shared", "counts")),
+        *(("qkv", Matrix), ("o", Matrix)),
+    )
+
+
+class Step(Structure):
+    """The arguments of one decoded token; see src/native.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("layers", "norm", "inverse_frequencies")),
+        *((name, c_void_p) for name in ("embedding", "embedding_absmax", "kv_cache", "logits")),
+        ("head", Matrix),
+        *((name, c_int64) for name in ("num_layers", "hidden_size", "num_heads")),
+        *((name, c_int64) for name in ("num_kv_heads", "head_dim", "num_experts")),
+        *((name, c_int64) for name in ("num_experts_per_tok", "routed_width", "gated_width")),
+        *((name, c_int64) for name in ("capacity", "position", "token_id")),
+        *(("eps", c_float), ("norm_min", c_float), ("dtype", c_int32), ("path", c_int32)),
     )
 
 
@@ -123,6 +148,7 @@ def open_library(path: Path) -> Library:
         *(c_int32, c_int64, c_void_p),
     )
     handle.native_layer.argtypes = (POINTER(Layer),)
+    handle.native_step.argtypes = (POINTER(Step),)
     handle.native_encode.argtypes = (POINTER(Encoding),)
     handle.native_read.argtypes = (c_void_p, c_int64)
     handle.native_read.restype = c_uint64

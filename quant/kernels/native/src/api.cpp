@@ -4,7 +4,7 @@
 namespace native {
 namespace {
 
-constexpr int32_t kAbi = 2;  // raise it with every change of native.h; library.py holds the same
+constexpr int32_t kAbi = 3;  // raise it with every change of native.h; library.py holds the same
 
 bool cpu_has_avx2() {
 #if defined(__x86_64__)
@@ -119,6 +119,12 @@ NATIVE_API int32_t native_layer(const Layer* layer) {
   const Kernels* kernels = kernels_of(layer->path);
   if (!kernels) return kUnknownPath;
   return run_layer(*kernels, *layer);
+}
+
+NATIVE_API int32_t native_step(const Step* step) {
+  const Kernels* kernels = kernels_of(step->path);
+  if (!kernels) return kUnknownPath;
+  return run_step(*kernels, *step);
 }
 
 NATIVE_API int32_t native_encode(const Encoding* encoding) {

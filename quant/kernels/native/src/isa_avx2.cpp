@@ -13,6 +13,7 @@ struct Avx2 {
   static constexpr int kTokens = 2, kGroups = 1;
   static constexpr int kDirectTokens = 2;
   static constexpr int kMaxDirectPacked = 2, kMaxDirectInt8 = 4;
+  static constexpr int kQueries = 5, kColumns = 1;
 
   struct Words { __m256i v[2]; };
   struct Ints { __m256i v[2]; };
@@ -69,6 +70,19 @@ struct Avx2 {
   }
   static Floats load_floats(const float* p) {
     return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}};
+  }
+  static Floats load_bfloats(const uint16_t* p) {
+    Floats out;
+    for (int i = 0; i < 2; i++) {
+      const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * i));
+      out.v[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+    }
+    return out;
+  }
+  static Floats splat(float x) { return {{_mm256_set1_ps(x), _mm256_set1_ps(x)}}; }
+  static Floats fma(Floats sum, const Floats& a, const Floats& b) {
+    for (int i = 0; i < 2; i++) sum.v[i] = _mm256_fmadd_ps(a.v[i], b.v[i], sum.v[i]);
+    return sum;
   }
   static Floats add(Floats sum, const Ints& dots, float scale, const Floats& scales) {
     for (int i = 0; i < 2; i++) {

@@ -13,6 +13,7 @@ struct Avx512 {
   static constexpr int kTokens = 6, kGroups = 2;
   static constexpr int kDirectTokens = 8;
   static constexpr int kMaxDirectPacked = 8, kMaxDirectInt8 = 8;
+  static constexpr int kQueries = 5, kColumns = 4;
 
   using Words = __m512i;
   using Ints = __m512i;
@@ -49,6 +50,12 @@ struct Avx512 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   static Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+  static Floats load_bfloats(const uint16_t* p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+  static Floats splat(float x) { return _mm512_set1_ps(x); }
+  static Floats fma(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
   static Floats add(Floats sum, Ints dots, float scale, Floats scales) {
     const Floats scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(scale));
     return _mm512_fmadd_ps(scaled, scales, sum);

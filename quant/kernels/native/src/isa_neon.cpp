@@ -12,6 +12,7 @@ struct Neon {
   static constexpr int kTokens = 3, kGroups = 1;
   static constexpr int kDirectTokens = 3;
   static constexpr int kMaxDirectPacked = 3, kMaxDirectInt8 = 6;
+  static constexpr int kQueries = 5, kColumns = 1;
 
   struct Words { int8x16_t v[4]; };
   struct Ints { int32x4_t v[4]; };
@@ -60,6 +61,21 @@ struct Neon {
   }
   static Floats load_floats(const float* p) {
     return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+  }
+  static Floats load_bfloats(const uint16_t* p) {
+    Floats out;
+    for (int i = 0; i < 4; i++) {
+      out.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+    }
+    return out;
+  }
+  static Floats splat(float x) {
+    const float32x4_t v = vdupq_n_f32(x);
+    return {{v, v, v, v}};
+  }
+  static Floats fma(Floats sum, const Floats& a, const Floats& b) {
+    for (int i = 0; i < 4; i++) sum.v[i] = vfmaq_f32(sum.v[i], a.v[i], b.v[i]);
+    return sum;
   }
   static Floats add(Floats sum, const Ints& dots, float scale, const Floats& scales) {
     for (int i = 0; i < 4; i++) {

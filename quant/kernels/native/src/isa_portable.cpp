@@ -9,6 +9,7 @@ struct Portable {
   static constexpr int kTokens = 2, kGroups = 1;  // tile of the wide product
   static constexpr int kDirectTokens = 2;         // tile that unpacks in registers
   static constexpr int kMaxDirectPacked = 2, kMaxDirectInt8 = 4;
+  static constexpr int kQueries = 2, kColumns = 1;
 
   struct Words { int8_t v[64]; };
   struct Ints { int32_t v[16]; };
@@ -55,6 +56,20 @@ struct Portable {
     Floats out;
     std::memcpy(out.v, p, 64);
     return out;
+  }
+  static Floats load_bfloats(const uint16_t* p) {
+    Floats out;
+    for (int r = 0; r < 16; r++) out.v[r] = float_of(uint32_t(p[r]) << 16);
+    return out;
+  }
+  static Floats splat(float x) {
+    Floats out;
+    for (float& lane : out.v) lane = x;
+    return out;
+  }
+  static Floats fma(Floats sum, const Floats& a, const Floats& b) {
+    for (int r = 0; r < 16; r++) sum.v[r] += a.v[r] * b.v[r];
+    return sum;
   }
   static Floats add(Floats sum, const Ints& dots, float scale, const Floats& scales) {
     for (int r = 0; r < 16; r++) sum.v[r] += float(dots.v[r]) * scale * scales.v[r];

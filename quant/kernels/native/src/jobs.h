@@ -7,10 +7,13 @@
 
 namespace native {
 
-// All hold the pool's guard while they run, and the first two share one arena.
+// All hold the pool's guard while they run, and all but encoding share one arena.
 Status run_matmul(const Kernels& kernels, const Matrix& weight, const void* hidden_states,
                   int32_t dtype, int64_t num_tokens, void* out);
 Status run_layer(const Kernels& kernels, const Layer& layer);
+
+// One decoded token; see step.cpp.
+Status run_step(const Kernels& kernels, const Step& step);
 
 Status run_encoding(const Kernels& kernels, const Encoding& encoding);
 

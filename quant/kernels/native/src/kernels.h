@@ -16,6 +16,20 @@ struct Token {
   const int32_t* offsets;  // [num_blocks], −128 · Σ codes: undoes weights stored as code + 128
 };
 
+// Some positions of one key and value head, and the queries that share it. head_dim is padded with
+// zeros to a multiple of 16, `ld`, in queries and out.
+struct Attention {
+  const void* keys;    // [num_positions, head_dim] of dtype
+  const void* values;  // likewise
+  int32_t dtype;
+  int64_t num_positions, head_dim, ld, num_queries;
+  const float* queries;  // [num_queries, ld], scaled
+  float* scores;         // [num_queries, num_positions], scratch
+  float* out;            // [num_queries, ld]: Σ e^(score − largest) · value
+  float* largest;        // [num_queries]
+  float* sums;           // [num_queries]: Σ e^(score − largest)
+};
+
 // Results are float32 [n, ld]; ld and the rows written are padded to a multiple of 16.
 struct Kernels {
   const char* name;
@@ -47,6 +61,13 @@ struct Kernels {
                       int8_t* wide, float* scales);
   void (*wide_rows)(const int8_t* wide, const float* scales, float unit, int64_t num_blocks,
                     int64_t num_groups, const Token* tokens, int64_t n, float* out, int64_t ld);
+
+  // What a decoded token needs between products; see decoding.h.
+  void (*round_bf16)(float* x, int64_t n);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, bool bf16,
+                   float* out);
+  float (*dot)(const float* x, const float* y, int64_t n);
+  void (*attend)(const Attention& attention);
 
   uint64_t (*read)(const uint8_t* data, int64_t nbytes);
 };

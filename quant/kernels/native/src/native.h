@@ -72,3 +72,34 @@ struct Layer {
   int32_t dtype;
   int32_t path;  // index of the instruction set, −1 for the best
 };
+
+// One decoder block of a step. A dense block has no router; its MLP is then `shared`.
+struct StepLayer {
+  const float* input_norm;       // [hidden_size]
+  const float* post_norm;        // [hidden_size]
+  const float* router;           // [num_experts, hidden_size] or null
+  const float* correction_bias;  // [num_experts]
+  const Expert* const* experts;  // by id
+  const Expert* shared;          // or null
+  int64_t* counts;               // [num_experts], of how often each was chosen
+  Matrix qkv;
+  Matrix o;
+};
+
+// One token through the whole model. All linear maps are of one kind, the head's may differ.
+struct Step {
+  const StepLayer* layers;
+  const float* norm;                 // [hidden_size]
+  const float* inverse_frequencies;  // [head_dim / 2]
+  const void* embedding;             // int8 or bfloat16 [vocab_size, hidden_size]
+  const float* embedding_absmax;     // [vocab_size], or null if it is bfloat16
+  void* kv_cache;                    // [2, num_layers, num_kv_heads, capacity, head_dim] of dtype
+  float* logits;                     // [vocab_size]
+  Matrix head;
+  int64_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim;
+  int64_t num_experts, num_experts_per_tok, routed_width;
+  int64_t gated_width;  // the largest of a dense or shared MLP
+  int64_t capacity, position, token_id;
+  float eps, norm_min;
+  int32_t dtype, path;
+};

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <unistd.h>
@@ -107,15 +108,27 @@ void Pool::drain(int thread) {
     const Phase& job = phases_[phase];
     const int64_t chunk = next_[phase].value.fetch_add(1);
     if (chunk >= job.num_chunks) {
-      if (phase_.load() == phase) return;
-      continue;  // it ended meanwhile, and the next one has begun
+      // Staying here for the next phase spares all threads the counter of who is inside.
+      if (!spin([&] { return phase_.load() != phase; })) return;
+      continue;
     }
     job.body(job.context, chunk, thread);
     if (done_[phase].value.fetch_add(1) + 1 == job.num_chunks) {
+      if (job.last) job.last(job.context);
       phase_.store(phase + 1);
       announce();
     }
   }
+}
+
+void Pool::reserve(int num_phases) {
+  if (num_phases <= max_phases_) return;
+  std::unique_ptr<Phase[]> phases(new Phase[size_t(num_phases)]);
+  std::unique_ptr<Counter[]> next(new Counter[size_t(num_phases)]);
+  done_.reset(new Counter[size_t(num_phases)]);
+  phases_ = std::move(phases);
+  next_ = std::move(next);
+  max_phases_ = num_phases;
 }
 
 void Pool::run(const Phase* phases, int num_phases) {

@@ -3,23 +3,25 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 
 namespace native {
 
 constexpr int kMaxThreads = 256;
-constexpr int kMaxPhases = 4;
 
 // A number of chunks that may run in any order on any thread; all are done before the next phase.
 struct Phase {
   int64_t num_chunks;
   void (*body)(void* context, int64_t chunk, int thread);
   void* context;
+  // Runs once, on the thread that ends the last chunk, before the next phase begins.
+  void (*last)(void* context) = nullptr;
 };
 
 // Threads take chunks from a shared counter, so one that the system slows down takes fewer. Nobody
 // waits for a thread that did not come: a phase is over when its chunks are, and a thread that
-// finds none left goes back to waiting, at first by spinning for a few tens of microseconds.
+// finds none left waits for the next one, at first by spinning for a few tens of microseconds.
 class Pool {
  public:
   static Pool& instance();
@@ -30,6 +32,8 @@ class Pool {
   // Runs the phases in order on all threads, the caller's included (as thread 0). One caller at a
   // time: others wait their turn on `guard()`, which the caller must hold.
   void run(const Phase* phases, int num_phases);
+  // Makes room for calls of so many phases; throws bad_alloc. For a holder of the guard.
+  void reserve(int num_phases);
   std::mutex& guard() { return guard_; }
 
  private:
@@ -45,13 +49,14 @@ class Pool {
   std::atomic<int> num_sleeping_{0}, num_inside_{0};
   std::atomic<bool> open_{false};
 
-  Phase phases_[kMaxPhases];
-  int num_phases_ = 0;
+  static constexpr int kFewPhases = 4;  // what needs no reserve()
+  int max_phases_ = kFewPhases, num_phases_ = 0;
   std::atomic<int> phase_{0};
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
   };
-  Counter next_[kMaxPhases], done_[kMaxPhases];
+  std::unique_ptr<Phase[]> phases_{new Phase[kFewPhases]};
+  std::unique_ptr<Counter[]> next_{new Counter[kFewPhases]}, done_{new Counter[kFewPhases]};
 };
 
 }  // namespace native

@@ -4,32 +4,16 @@
 // Every row is summed in the same order whatever the tile, so results depend neither on how rows
 // are split over threads nor on how tokens are split over tiles.
 #pragma once
+#include "decoding.h"
 #include "elementwise.h"
 
 namespace native {
 namespace {
 
-#define NATIVE_UNROLL _Pragma("GCC unroll 16")
-
 // How far ahead of its reads a product asks for memory: two pages, since the hardware stops at the
 // end of each; scales come 16 times slower than codes. Past the end of a weight this is a hint about
 // an address that nobody reads, which is harmless.
 constexpr uintptr_t kAheadCodes = 8192, kAheadScales = 512;
-
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
-// Calls run(Count<tile>) for the largest tile ≤ Most that n fills; returns that tile.
-template <int Most, class Run>
-inline int64_t largest_tile(int64_t n, Run&& run) {
-  if constexpr (Most > 1) {
-    if (n < Most) return largest_tile<Most - 1>(n, run);
-  }
-  run(Count<Most>{});
-  return Most;
-}
 
 // Codes of 4 bits as they lie in memory.
 template <class Isa>
@@ -234,7 +218,8 @@ const Kernels* table() {
       Isa::kName,       Isa::kMaxDirectPacked, Isa::kMaxDirectInt8, quantize,
       widen,            narrow,                swiglu,              add_scaled,
       packed_rows<Isa>, int8_rows<Isa>,        encode_block,        expand_packed<Isa>,
-      expand_int8<Isa>, wide_rows<Isa>,        read_words,
+      expand_int8<Isa>, wide_rows<Isa>,        round_bf16,           rms_norm<Isa>,
+      dot<Isa>,         attend<Isa>,           read_words,
   };
   return &kernels;
 }
