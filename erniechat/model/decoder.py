@@ -10,6 +10,7 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.device_step import CapturedStep
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import causal_attention, gated_mlp, rms_norm, rotary_angles, rotate
+from erniechat.model.native_step import NativeStep
 from erniechat.model.routing import route
 from quant.experts.store import ExpertStore
 from quant.linear import QuantLinear, embed
@@ -40,7 +41,7 @@ class Decoder:
         weights: What every token uses.
         experts: The door to routed experts; a dense model's store is empty.
         dtype: Of activations and the KV cache.
-        step: Reads tokens through captured CUDA graphs, if there are some for this model.
+        step: Reads tokens faster, if there is one for this model and device.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Decoder:
         weights: DecoderWeights,
         experts: ExpertStore,
         dtype: torch.dtype,
-        step: CapturedStep | None = None,
+        step: CapturedStep | NativeStep | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
@@ -87,7 +88,7 @@ class Decoder:
         begin = len(kv_cache)
         kv_cache.append_tokens(input_ids)
         try:
-            if self.step is not None and input_ids and not all_logits:
+            if self.step is not None and not all_logits and self.step.reads(len(input_ids)):
                 return self.step.read(input_ids, kv_cache)
             return self._read(input_ids, begin, kv_cache, all_logits)
         except BaseException:  # Ctrl-C too: later layers have no keys of these tokens

@@ -204,6 +204,10 @@ class CapturedStep:
             self.step.state.copy_(torch.tensor([position, address, capacity]))
         self._held = (position + 1, address, capacity)
 
+    def reads(self, num_tokens: int) -> bool:
+        """Whether `read` takes so many tokens: any but none."""
+        return num_tokens > 0
+
     def read(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
         """Logits float32 ``[1, vocab_size]`` after tokens whose places the cache has made."""
         begin = len(kv_cache) - len(input_ids)

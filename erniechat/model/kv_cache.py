@@ -100,6 +100,11 @@ class KVCache:
         """
         return self._data.data_ptr(), self._data.shape[3]
 
+    @property
+    def data(self) -> Tensor:
+        """All of it, ``[2, layers, key and value heads, capacity, width]``; another when grown."""
+        return self._data
+
     def store(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values of the last appended tokens.
 

@@ -106,6 +106,10 @@ class ResidentExpertStore:
         """See `ExpertStore.has_shared`; the model keeps them."""
         return False
 
+    def count(self, chosen: Tensor) -> None:
+        """Add routings that ran elsewhere, int64 ``[num_layers, num_experts]``."""
+        self._counts += chosen
+
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
     ) -> Tensor:

@@ -1,0 +1,141 @@
+"""Decoding on the CPU: one token through the whole decoder in one call of the native kernels."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from erniechat.model.config import ModelConfig
+from erniechat.model.kv_cache import KVCache
+from erniechat.model.layers import inverse_frequencies
+from quant.experts.store import ResidentExpertStore
+from quant.kernels.base import ExpertWeights
+from quant.kernels.native import NativeBackend
+from quant.kernels.native.step import (
+    ACTIVATION_DTYPES,
+    BlockWeights,
+    DecodeStep,
+    StepSizes,
+    StepWeights,
+)
+from quant.linear import QuantLinear
+from quant.tensor import QuantTensor
+
+
+class NativeStep:
+    """Reads single tokens, as `Decoder` does piece by piece.
+
+    Args:
+        step: The decoder's weights.
+        store: Gets the counts of routings.
+    """
+
+    def __init__(self, step: DecodeStep, store: ResidentExpertStore) -> None:
+        self._step = step
+        self._store = store
+
+    def reads(self, num_tokens: int) -> bool:
+        """Whether `read` takes so many tokens: a prompt is read faster by whole products."""
+        return num_tokens == 1
+
+    def read(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
+        """Logits float32 ``[1, vocab_size]`` after one token whose place the cache has made.
+
+        Raises:
+            QuantError: If the token does not exist, or an activation is not finite.
+        """
+        (token_id,) = input_ids
+        try:
+            return self._step.forward(token_id, len(kv_cache) - 1, kv_cache.data)[None]
+        finally:
+            self._store.count(self._step.counts)
+            self._step.counts.zero_()
+
+
+def why_not_native(
+    config: ModelConfig, linears: Mapping[str, QuantLinear], dtype: torch.dtype
+) -> str:
+    """Why a decoder cannot be read in native calls; empty if it can."""
+    if config.use_bias or config.head_bias:
+        return "the model has biases"
+    if dtype not in ACTIVATION_DTYPES:
+        return f"activations are in {dtype}"
+    if not all(isinstance(linear.backend, NativeBackend) for linear in linears.values()):
+        return "not all products are the native kernels'"
+    return ""
+
+
+def build_native_step(
+    config: ModelConfig,
+    linears: Mapping[str, QuantLinear],
+    tensors: Mapping[str, Tensor],
+    embedding: QuantTensor,
+    experts: Mapping[int, Sequence[ExpertWeights]],
+    store: ResidentExpertStore,
+    dtype: torch.dtype,
+) -> NativeStep | None:
+    """The step of a decoder, or None where `why_not_native` has a reason.
+
+    Args:
+        config: Its shape.
+        linears: By name; see `DecoderWeights`, as for tensors.
+        tensors: By name.
+        embedding: ``[vocab_size, hidden_size]``.
+        experts: Routed experts by layer.
+        store: Gets the counts of routings.
+        dtype: Of activations and the KV cache.
+
+    Raises:
+        QuantError: If a weight is not what the config says.
+    """
+    backend = linears["lm_head"].backend
+    if why_not_native(config, linears, dtype) or not isinstance(backend, NativeBackend):
+        return None
+    blocks = [
+        _block(config, layer_idx, linears, tensors, experts.get(layer_idx, ()))
+        for layer_idx in range(config.num_hidden_layers)
+    ]
+    weights = StepWeights(
+        blocks,
+        tensors["norm"],
+        embedding,
+        linears["lm_head"].weight,
+        inverse_frequencies(config.head_dim, config.rope_theta, torch.device("cpu")),
+    )
+    sizes = StepSizes(
+        config.vocab_size,
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.num_experts if config.moe_layers else 0,
+        config.num_experts_per_tok if config.moe_layers else 0,
+        config.rms_norm_eps,
+        config.router_norm_min,
+    )
+    return NativeStep(DecodeStep(sizes, weights, dtype, backend), store)
+
+
+def _block(
+    config: ModelConfig,
+    layer_idx: int,
+    linears: Mapping[str, QuantLinear],
+    tensors: Mapping[str, Tensor],
+    experts: Sequence[ExpertWeights],
+) -> BlockWeights:
+    at = f"layers.{layer_idx}."
+    routed = layer_idx in config.moe_layers
+    mlp = at + ("shared" if routed else "mlp")
+    gated = None
+    if not routed or config.num_shared_experts:
+        gated = ExpertWeights(linears[mlp + ".gate_up"].weight, linears[mlp + ".down"].weight)
+    return BlockWeights(
+        tensors[at + "input_norm"],
+        tensors[at + "post_attention_norm"],
+        linears[at + "qkv"].weight,
+        linears[at + "o"].weight,
+        gated,
+        tensors[at + "router"] if routed else None,
+        tensors[at + "correction_bias"] if routed else None,
+        experts,
+    )
