@@ -132,7 +132,7 @@ def test_a_pipe_gets_the_bytes_of_the_model_and_no_escapes_of_ours():
 
 def test_the_default_model_is_announced_unless_named_or_quiet():
     assert run("plain", "-p", "hi").stderr.decode() == (
-        "note: this is mini, the small built-in model; the real one:"
+        "note: mini is small and built in; the real one:"
         " erniechat --model baidu/ERNIE-4.5-21B-A3B-PT --4bit\n"
     )
     assert run("plain", "-p", "hi", "-q").stderr == b""
