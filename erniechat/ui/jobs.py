@@ -31,8 +31,7 @@ from erniechat.ui.worker import Task, Worker
 LoadEngine = Callable[[LoadOptions, Callable[[Progress], None], Callable[[str], None]], ChatBackend]
 
 REAL_MODEL_NOTICE = (
-    "mini is small and built in; the real one:"
-    " erniechat --model baidu/ERNIE-4.5-21B-A3B-PT --4bit"
+    "mini is small and built in; the real one: erniechat --model baidu/ERNIE-4.5-21B-A3B-PT --4bit"
 )
 CLOSE_SECONDS = 10.0
 HURRIED_CLOSE_SECONDS = 0.1
