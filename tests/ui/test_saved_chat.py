@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -306,7 +307,7 @@ def test_the_price_of_a_file_is_shown_while_it_is_typed(tmp_path: Path):
 def test_a_piped_document_opens_the_chat(tmp_path: Path):
     command = [
         "bash", "-c",
-        "echo the document | python -m tests.ui.drive_fake plain -m some-model --chat",
+        f"echo the document | {sys.executable} -m tests.ui.drive_fake plain -m some-model --chat",
     ]  # fmt: skip
     with TerminalRun(command, XDG_DATA_HOME=str(tmp_path)) as terminal:
         terminal.wait("The answer is 42.")
