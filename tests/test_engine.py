@@ -18,7 +18,7 @@ from erniechat.events import (
     TurnEnd,
 )
 from erniechat.options import LoadOptions, SamplingOptions
-from tests.engines import load_mini
+from tests.engines import joined, last, load_mini, mini_in_float32
 
 GREEDY = SamplingOptions(temperature=0)
 SUM = [Message("user", "What is 17 + 25?")]
@@ -38,20 +38,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
-            patch.setenv(variable, str(tmp_path_factory.mktemp(variable)))
-        yield load_mini("bf16", dtype="float32")
-
-
-def joined(events: list[StreamEvent], kind: type[TextDelta] | type[ThinkingDelta]) -> str:
-    return "".join(event.text for event in events if isinstance(event, kind))
-
-
-def last(events: list[StreamEvent]) -> TurnEnd:
-    end = events[-1]
-    assert isinstance(end, TurnEnd)
-    return end
+    yield from mini_in_float32(tmp_path_factory.mktemp("home"))
 
 
 def test_a_reply_is_thinking_then_the_answer_then_the_end(engine: Engine) -> None:

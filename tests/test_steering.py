@@ -13,10 +13,10 @@ from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.template import ChatTemplate
 from erniechat.engine import Engine
 from erniechat.errors import UsageError
-from erniechat.events import BudgetReached, StreamEvent, TextDelta, ThinkingDelta, TurnEnd
+from erniechat.events import BudgetReached, TextDelta, ThinkingDelta
 from erniechat.options import SamplingOptions, Structure
 from erniechat.prompts import PromptTools
-from tests.engines import load_mini
+from tests.engines import joined, last, mini_in_float32
 
 GREEDY = SamplingOptions(temperature=0)
 SUM = [Message("user", "What is 17 + 25?")]
@@ -24,20 +24,7 @@ SUM = [Message("user", "What is 17 + 25?")]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
-            patch.setenv(variable, str(tmp_path_factory.mktemp(variable)))
-        yield load_mini("bf16", dtype="float32")
-
-
-def joined(events: list[StreamEvent], kind: type[TextDelta] | type[ThinkingDelta]) -> str:
-    return "".join(event.text for event in events if isinstance(event, kind))
-
-
-def last(events: list[StreamEvent]) -> TurnEnd:
-    end = events[-1]
-    assert isinstance(end, TurnEnd)
-    return end
+    yield from mini_in_float32(tmp_path_factory.mktemp("home"))
 
 
 # --- going on
