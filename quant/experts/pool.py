@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantError
+from quant.experts.store import TierUse
 from quant.formats.codebook import BLOCK_SIZE, NUM_INTERLEAVED_ROWS
 from quant.kernels.base import ExpertWeights, KernelBackend
 from quant.kernels.triton.backend import ExpertTable
@@ -190,6 +191,12 @@ class PooledExpertStore:
     def hit_rate(self) -> float:
         """All of them: this store has no other place."""
         return 1.0
+
+    @property
+    def uses(self) -> tuple[TierUse, ...]:
+        """See `ExpertStore.uses`; a chunk's tokens count as if each had read its experts alone."""
+        run = int(self.counts.sum())
+        return (TierUse("GPU", run, run * self.pool.slot_nbytes),)
 
     @property
     def kernels(self) -> str:

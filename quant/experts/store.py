@@ -1,6 +1,7 @@
 """The one door to routed experts: runs them wherever they live and counts who was used."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,6 +9,21 @@ from torch import Tensor
 
 from quant.errors import QuantError
 from quant.kernels.base import ExpertWeights, KernelBackend
+
+
+@dataclass(frozen=True, slots=True)
+class TierUse:
+    """What one place of experts has done since the start.
+
+    Attributes:
+        name: ``GPU``, ``bus`` (streamed through it), ``RAM`` or ``disk``.
+        experts_run: Executions of an expert found there, each over one token or a chunk's tokens.
+        nbytes_read: Weights that these executions read from there.
+    """
+
+    name: str
+    experts_run: int
+    nbytes_read: int
 
 
 class ExpertStore(Protocol):
@@ -26,6 +42,11 @@ class ExpertStore(Protocol):
     @property
     def hit_rate(self) -> float:
         """Share of the routings counted whose expert was in the memory of the model's device."""
+        ...
+
+    @property
+    def uses(self) -> tuple[TierUse, ...]:
+        """What each place of experts has done, fastest first; places without experts left out."""
         ...
 
     @property
@@ -80,6 +101,7 @@ class ResidentExpertStore:
         self._backend = backend
         num_experts = sizes.pop() if sizes else 0
         self._counts = torch.zeros(num_layers, num_experts, dtype=torch.int64)
+        self._experts_run = 0
 
     @property
     def counts(self) -> Tensor:
@@ -97,6 +119,15 @@ class ResidentExpertStore:
         return 1.0
 
     @property
+    def uses(self) -> tuple[TierUse, ...]:
+        """See `ExpertStore.uses`."""
+        expert = next((layer[0] for layer in self._experts.values() if layer), None)
+        if expert is None:
+            return ()
+        name = "GPU" if expert.gate_up.device.type == "cuda" else "RAM"
+        return (TierUse(name, self._experts_run, self._experts_run * expert.nbytes),)
+
+    @property
     def kernels(self) -> str:
         """See `ExpertStore.kernels`."""
         return self._backend.name
@@ -107,8 +138,9 @@ class ResidentExpertStore:
         return False
 
     def count(self, chosen: Tensor) -> None:
-        """Add routings that ran elsewhere, int64 ``[num_layers, num_experts]``."""
+        """Add routings of single tokens that ran elsewhere, int64 ``[num_layers, num_experts]``."""
         self._counts += chosen
+        self._experts_run += int(chosen.sum())
 
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
@@ -116,5 +148,7 @@ class ResidentExpertStore:
         """See `ExpertStore.forward`."""
         experts = self._experts[layer_idx]
         chosen = topk_ids.flatten().cpu()
-        self._counts[layer_idx] += torch.bincount(chosen, minlength=len(experts))
+        counts = torch.bincount(chosen, minlength=len(experts))
+        self._counts[layer_idx] += counts
+        self._experts_run += int(counts.count_nonzero())
         return self._backend.routed_experts(hidden_states, topk_ids, topk_weights, experts)

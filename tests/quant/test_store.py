@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quant.errors import QuantError
-from quant.experts.store import ResidentExpertStore
+from quant.experts.store import ResidentExpertStore, TierUse
 from quant.formats import FORMATS
 from quant.kernels import ExpertWeights, backend_for
 
@@ -70,3 +70,15 @@ def test_a_dense_model_has_no_counts_and_no_bytes():
     store = ResidentExpertStore({}, NUM_LAYERS, BACKEND)
     assert store.counts.shape == (NUM_LAYERS, 0)
     assert store.nbytes == 0
+
+
+def test_use_counts_each_expert_once_a_chunk_and_each_choice_of_a_single_token():
+    store = ResidentExpertStore({1: layer(3)}, NUM_LAYERS, BACKEND)
+    run(store, 1, [[0, 2], [2, 1], [2, 0]])  # a chunk that uses all three
+    run(store, 1, [[2, 1]])
+    counts = torch.zeros(NUM_LAYERS, 3, dtype=torch.int64)
+    counts[1] = torch.tensor([1, 0, 1])
+    store.count(counts)
+    nbytes = 3 * HIDDEN_SIZE * INTERMEDIATE_SIZE * 2
+    assert store.uses == (TierUse("RAM", 7, 7 * nbytes),)
+    assert ResidentExpertStore({}, NUM_LAYERS, BACKEND).uses == ()
