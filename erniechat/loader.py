@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from erniechat.chat.tokenizer import Tokenizer
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError, UsageError
 from erniechat.events import Progress
+from erniechat.fit import fit, this_machine
+from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
@@ -30,23 +32,21 @@ from erniechat.model.conversion import (
     Formats,
     Reading,
     convert,
-    finished_nbytes,
     plan_readings,
 )
 from erniechat.model.families import family_of
 from erniechat.options import LoadOptions
+from erniechat.profiles import keep_profile, known_profile
 from erniechat.prompts import PromptTools
 from erniechat.resolve import resolve
+from erniechat.sizes import least_size
 from quant.copy import COPY_VERSION, CopyWriter, MemoryWeights, QuantizedCopy, WeightSource
 from quant.errors import QuantError
-from quant.experts.profile import RoutingProfile, add_to_profile, profile_path
 from quant.formats import format_named
 from quant.kernels import backend_for, set_num_threads
-from quant.memory import gpu_memory, host_memory
 
 DEFAULT_QUANT = "nf4"
 DEFAULT_MAX_CONTEXT = 32_768
-GIB = 1 << 30
 
 Report = Callable[[Progress], None]
 Warn = Callable[[str], None]
@@ -100,7 +100,7 @@ def load_engine(
     try:
         plan = make_plan(folder, options)
         set_threads(options.threads)
-        _check_memory(plan, options)
+        _check_places(memory_plan(plan, options, warn), options)
         weights = _weights(plan, options, report, warn)
         dtype = getattr(torch, options.dtype)
         decoder = assemble(plan.config, weights, plan.formats, plan.device, dtype)
@@ -128,7 +128,7 @@ def load_engine(
         prompts,
         stop_ids=stop_token_ids(prompts.tokenizer, prompts.template, raw_config, generation_config),
         weights_nbytes=weights.nbytes,
-        on_close=lambda engine: _keep_profile(engine, fingerprint(plan.checkpoint), warn),
+        on_close=lambda engine: keep_profile(engine, fingerprint(plan.checkpoint), warn),
     )
 
 
@@ -200,27 +200,35 @@ def set_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
-def _check_memory(plan: Plan, options: LoadOptions) -> None:
-    """Refuse before a weight is read what cannot fit.
-
-    On a CPU only weights without a copy on disk count: a mapped copy may be larger than memory.
+def memory_plan(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> MemoryPlan:
+    """Where every byte of a model goes on this machine, known before a weight is read.
 
     Raises:
-        MemoryLimitError: With the bytes needed and free.
+        UsageError: If a flag asks for more memory than there is.
+        MemoryLimitError: If the model does not fit, naming the least that works.
     """
-    needed = finished_nbytes(plan.readings, plan.formats)  # also checks that shapes suit
-    gpu = gpu_memory(plan.device)
-    if gpu is not None:
-        needed += context_length(options, plan.config) * plan.config.kv_nbytes_per_token
-    elif options.copy:
-        return
-    free = (gpu or host_memory()).free_nbytes
-    if needed > free:
-        way_out = "use --4bit" if plan.quant in ("bf16", "int8") else "free some memory"
+    sizes = model_sizes(plan.config, [reading.slot for reading in plan.readings], plan.formats)
+    profile = known_profile(fingerprint(plan.checkpoint), warn or (lambda text: None))
+    counts = None if profile is None else profile.counts
+    context = context_length(options, plan.config)
+    try:
+        return fit(sizes, options, context, counts, this_machine(plan.device))
+    except MemoryLimitError as exc:
+        if plan.quant not in ("bf16", "int8"):
+            raise
+        raise MemoryLimitError(exc.message, f"{exc.hint}, or use --4bit") from exc
+
+
+def _check_places(plan: MemoryPlan, options: LoadOptions) -> None:
+    """Refuse a plan that the stores cannot carry out yet."""
+    elsewhere = plan.sizes.num_experts - plan.num_experts(plan.fixed_place)
+    if elsewhere and (plan.fixed_place == "GPU" or options.cpu_memory is not None):
+        flag = FLAGS[plan.fixed_place]
+        needed = plan.nbytes(plan.fixed_place) + elsewhere * plan.sizes.expert_nbytes
         raise MemoryLimitError(
-            f"{options.model} in {plan.quant} needs {needed / GIB:.1f} GiB, "
-            f"{free / GIB:.1f} GiB are free on {plan.device}",
-            way_out if gpu or options.copy else f"{way_out}, or leave out --no-copy",
+            f"{elsewhere:,} of {plan.sizes.num_experts:,} experts do not fit into the "
+            f"{plan.fixed_place}",
+            f"{flag} {least_size(needed)} would hold all",
         )
 
 
@@ -277,23 +285,3 @@ def _reporter(report: Report | None) -> Callable[[int, int], None] | None:
     if report is None:
         return None
     return lambda done, total: report(Progress("quantize", done, total))
-
-
-def profile_folder() -> Path:
-    """Where routing profiles are kept."""
-    return platformdirs.user_state_path("erniechat") / "profiles"
-
-
-def _keep_profile(engine: Engine, model_key: str, warn: Warn) -> None:
-    """Add the routing counts of this process to the model's profile."""
-    counts = engine.decoder.experts.counts
-    layers: Mapping[int, tuple[float, ...]] = {
-        i: tuple(counts[i].tolist()) for i in engine.decoder.config.moe_layers
-    }
-    if not layers or not engine.num_tokens_seen:
-        return
-    session = RoutingProfile(model_key, engine.num_tokens_seen, layers)
-    try:
-        add_to_profile(profile_path(profile_folder(), model_key), session)
-    except QuantError as exc:
-        warn(str(exc))

@@ -7,6 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from erniechat import sizes
 from erniechat.errors import UsageError
 
 
@@ -22,6 +23,7 @@ class Spec:
     high: float | None = None
     above: float | None = None
     live: bool = False
+    is_size: bool = False
 
 
 def setting(default: Any, help: str, **spec: Any) -> Any:
@@ -54,6 +56,8 @@ class Option:
         """What values are allowed, in words."""
         if self.spec.choices:
             return "one of " + ", ".join(self.spec.choices)
+        if self.spec.is_size:
+            return sizes.RULE
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         parts = [kind[self.type]]
         if self.spec.above is not None:
@@ -81,6 +85,7 @@ class Option:
         """Whether the rule forbids a value of the option's type."""
         spec = self.spec
         wrong = bool(spec.choices) and value not in spec.choices
+        wrong = wrong or (spec.is_size and not sizes.is_size(value))
         if isinstance(value, int | float) and not isinstance(value, bool):
             wrong = wrong or not math.isfinite(value)
             wrong = wrong or (spec.low is not None and value < spec.low)

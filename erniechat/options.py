@@ -36,6 +36,18 @@ class LoadOptions:
     kernels: str = setting(
         "auto", "kernel backend; auto takes the fastest there is", metavar="NAME"
     )
+    gpu_memory: str | None = setting(
+        None,
+        "most that this may take of the GPU; default: what is free",
+        metavar="SIZE",
+        is_size=True,
+    )
+    cpu_memory: str | None = setting(
+        None,
+        "most that this may take of the RAM; default: what is free",
+        metavar="SIZE",
+        is_size=True,
+    )
     threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
     offline: bool = setting(False, "never use the network")
     copy: bool = setting(True, "keep a quantized copy on disk and start from it")

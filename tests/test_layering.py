@@ -22,6 +22,7 @@ RANKS = (
             "erniechat.events",
             "erniechat.option",
             "erniechat.options",
+            "erniechat.sizes",
             "erniechat.errors",
         ),
     ),
@@ -31,6 +32,10 @@ RANKS = (
     (
         (
             "erniechat.loader",
+            "erniechat.fit",
+            "erniechat.memory_plan",
+            "erniechat.plan_text",
+            "erniechat.profiles",
             "erniechat.resolve",
             "erniechat.info",
             "erniechat.cache",
@@ -53,6 +58,7 @@ LIGHT = (
     "erniechat.events",
     "erniechat.option",
     "erniechat.options",
+    "erniechat.sizes",
     "erniechat.errors",
     "erniechat.__main__",
 )

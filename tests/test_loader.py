@@ -255,12 +255,21 @@ def test_a_checkpoint_without_a_template_completes_text(checkpoint: Path) -> Non
 def test_what_does_not_fit_is_refused_before_a_weight_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("erniechat.loader.host_memory", lambda: DeviceMemory(10 << 20, 1 << 30))
-    with pytest.raises(MemoryLimitError, match=r"mini in bf16 needs 0\.0 GiB, .* use --4bit") as c:
-        load_mini("bf16", copy=False)
-    assert c.value.exit_status == 4
-    assert load_mini("nf4", copy=False).memory().weights_nbytes < 10 << 20
-    assert load_mini("bf16").memory().weights_nbytes > 10 << 20  # mapped, so it may be larger
+    free = 20 << 20
+    monkeypatch.setattr("erniechat.fit.host_memory", lambda: DeviceMemory(free, free))
+    monkeypatch.setattr("erniechat.fit.workspace_nbytes", lambda config: 0)
+    with pytest.raises(MemoryLimitError, match=r"of RAM are free, too little .* --4bit") as caught:
+        load_mini("bf16", copy=False, ctx=16)
+    assert caught.value.exit_status == 4
+    assert load_mini("nf4", copy=False, ctx=16).memory().weights_nbytes < free
+    assert load_mini("bf16", ctx=16).memory().weights_nbytes > free  # mapped, so it may be larger
+
+
+def test_memory_that_is_asked_for_is_kept_or_refused() -> None:
+    with pytest.raises(UsageError, match="--cpu-memory must be at most"):
+        load_mini("nf4", cpu_memory="9000G")
+    with pytest.raises(MemoryLimitError, match=r"--cpu-memory 10MiB is too little for .*program"):
+        load_mini("nf4", cpu_memory="10MiB")
 
 
 def test_the_bytes_of_finished_weights_are_known_beforehand() -> None:

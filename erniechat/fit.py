@@ -1,0 +1,114 @@
+"""What this machine leaves for a model: free memory, flags and counts, made a memory plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from erniechat.errors import UsageError
+from erniechat.generation.generate import PREFILL_CHUNK
+from erniechat.memory_plan import (
+    FLAGS,
+    Budget,
+    Item,
+    MemoryPlan,
+    ModelSizes,
+    Needs,
+    TierName,
+    plan_memory,
+)
+from erniechat.model.config import ModelConfig
+from erniechat.options import LoadOptions
+from erniechat.sizes import size_nbytes
+from quant.memory import DeviceMemory, gpu_memory, host_memory, process_memory
+
+MIB = 1 << 20
+RESERVE_NBYTES = 256 * MIB  # of free memory is left to others when no size is asked for
+MAX_RESERVE_SHARE = 0.05
+# What a process takes on a GPU beside weights and cache: the driver's context, torch's workspaces.
+GPU_CONTEXT_NBYTES = 640 * MIB
+GPU_WORKSPACE_NBYTES = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Memory of this machine.
+
+    Attributes:
+        ram: Of the host.
+        program_nbytes: What this process holds already.
+        gpu: Of the GPU that the model is to run on, None to run on the CPU.
+        gpu_program_nbytes: What this process holds there already.
+    """
+
+    ram: DeviceMemory
+    program_nbytes: int
+    gpu: DeviceMemory | None = None
+    gpu_program_nbytes: int = 0
+
+
+def this_machine(device: torch.device) -> Machine:
+    """The machine as it is now."""
+    return Machine(host_memory(), process_memory().rss_nbytes, gpu_memory(device))
+
+
+def budget(place: TierName, asked: str | None, memory: DeviceMemory, held_nbytes: int) -> Budget:
+    """The bytes that may be taken of a memory.
+
+    Args:
+        place: Names the flag.
+        asked: The flag's value, or None for what is free.
+        memory: What there is.
+        held_nbytes: What this process holds there already, and counts too.
+
+    Raises:
+        UsageError: If more is asked for than there is.
+    """
+    if asked is None:
+        reserve = min(RESERVE_NBYTES, int(MAX_RESERVE_SHARE * memory.total_nbytes))
+        return Budget(max(0, memory.free_nbytes + held_nbytes - reserve))
+    nbytes = size_nbytes(asked, memory.total_nbytes)
+    if nbytes is None or nbytes > memory.total_nbytes:
+        raise UsageError(
+            f"{FLAGS[place]} must be at most the {memory.total_nbytes / 2**30:.1f}GiB there are, "
+            f'got "{asked}"'
+        )
+    return Budget(nbytes, asked)
+
+
+def workspace_nbytes(config: ModelConfig) -> int:
+    """Activations of a chunk of a prompt in float32, and the logits of a token."""
+    routed = config.num_experts_per_tok * 3 * config.moe_intermediate_size
+    widths = 6 * config.hidden_size + 3 * config.intermediate_size + routed
+    return 4 * (PREFILL_CHUNK * widths + 2 * config.vocab_size)
+
+
+def fit(
+    sizes: ModelSizes,
+    options: LoadOptions,
+    context_length: int,
+    counts: Mapping[int, Sequence[float]] | None,
+    machine: Machine,
+) -> MemoryPlan:
+    """Plan a model for a machine.
+
+    Raises:
+        UsageError: If a flag asks for more than there is.
+        MemoryLimitError: If the model does not fit, naming the least budget that works.
+    """
+    gpu = machine.gpu
+    needs = Needs(
+        context_length,
+        4 if options.dtype == "float32" else 2,
+        (Item("driver", GPU_CONTEXT_NBYTES), Item("workspaces", GPU_WORKSPACE_NBYTES)),
+        (
+            Item("program", machine.program_nbytes),
+            Item("workspaces", workspace_nbytes(sizes.config)),
+        ),
+        sizes.config.num_experts_per_tok,
+    )
+    on_gpu = None
+    if gpu is not None:
+        on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
+    in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
+    return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)

@@ -1,0 +1,291 @@
+"""Where a model's bytes go and what that gives: a pure function of sizes, budgets and counts.
+
+Everything here is arithmetic; erniechat/fit.py asks the machine what there is.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from erniechat.errors import MemoryLimitError, UsageError
+from erniechat.model.config import ModelConfig
+from erniechat.model.conversion import Formats
+from erniechat.model.family import Routed, Slot
+from erniechat.sizes import least_size, shown_size
+from quant.errors import QuantError
+from quant.experts.placement import Placement, Tier, plan_placement
+from quant.formats.base import Format
+
+TierName = Literal["GPU", "RAM", "disk"]
+PLACES: tuple[TierName, ...] = ("GPU", "RAM", "disk")
+FLAGS: Mapping[TierName, str] = {"GPU": "--gpu-memory", "RAM": "--cpu-memory"}
+SLOT_ALIGNMENT = 128  # of an expert's parts in a slot; see quant/experts/pool.py
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """A model's bytes once it is quantized.
+
+    Attributes:
+        config: Its shape.
+        fixed_nbytes: All but the routed experts.
+        fixed_read_nbytes: What of these one token reads; an embedding that is not also the head
+            is looked up, not read.
+        expert_nbytes: One routed expert in its slot; 0 for a dense model.
+    """
+
+    config: ModelConfig
+    fixed_nbytes: int
+    fixed_read_nbytes: int
+    expert_nbytes: int
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of all layers."""
+        return len(self.config.moe_layers) * self.config.num_experts
+
+    @property
+    def num_chosen(self) -> int:
+        """Routed experts that one token uses in all layers."""
+        return len(self.config.moe_layers) * self.config.num_experts_per_tok
+
+
+def model_sizes(config: ModelConfig, slots: Iterable[Slot], formats: Formats) -> ModelSizes:
+    """The bytes of a model from its tensors' slots, none of which is read.
+
+    Args:
+        config: Its shape.
+        slots: Of every tensor that it has; of an optional one only if it is there.
+        formats: How weights are held.
+
+    Raises:
+        UsageError: If the model's shape does not suit the format.
+    """
+    fixed, embedding, expert = 0, 0, 0
+    has_head = False
+    first_expert = (config.moe_layers[0], 0) if config.moe_layers else None
+    for slot in slots:
+        shape = slot.shape
+        if isinstance(slot, Routed):
+            if (slot.layer_idx, slot.expert_idx) == first_expert:
+                expert += _nbytes(formats.linear, shape, SLOT_ALIGNMENT)
+            continue
+        if slot.role == "linear":
+            fixed += _nbytes(formats.linear, shape)
+        elif slot.role == "embedding":
+            fixed += _nbytes(formats.embedding, shape)
+            if slot.target == "embed_tokens":
+                embedding = _nbytes(formats.embedding, shape)
+            has_head |= slot.target == "lm_head"
+        else:
+            fixed += 4 * math.prod(shape)
+    return ModelSizes(config, fixed, fixed - (embedding if has_head else 0), expert)
+
+
+def _nbytes(weight_format: Format, shape: tuple[int, ...], alignment: int = 1) -> int:
+    rows, cols = shape
+    try:
+        specs = weight_format.part_specs((rows, cols)).values()
+    except QuantError as exc:
+        raise UsageError(str(exc)) from exc
+    return sum(-(-spec.nbytes // alignment) * alignment for spec in specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be taken of one memory.
+
+    Attributes:
+        nbytes: Everything that this process has there counts.
+        asked: What the user gave, for instance ``6GiB``; empty if it is what was free.
+    """
+
+    nbytes: int
+    asked: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Bytes that are taken before experts are.
+
+    Attributes:
+        name: For the user.
+        nbytes: How many.
+    """
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Measured bytes a second, and what the cost model adds to them.
+
+    Attributes:
+        gpu: Of the GPU's memory, as the kernels read it.
+        ram: Of the RAM, as the CPU's kernels read it.
+        disk: Of the disk, in reads of an expert's size.
+        handoff_seconds: To let the CPU take part in a layer that runs on the GPU.
+        token_seconds: What a token takes that is no reading of weights.
+    """
+
+    gpu: float = math.inf
+    ram: float = math.inf
+    disk: float = math.inf
+    handoff_seconds: float = 0.0
+    token_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Every byte of a model by the place where it lives.
+
+    Attributes:
+        sizes: The model.
+        budgets: By place; the disk has none.
+        items: By place what is there beside routed experts.
+        placement: The routed experts by place, in the order of ``places``.
+        places: Where experts may live, fastest first.
+    """
+
+    sizes: ModelSizes
+    budgets: Mapping[TierName, Budget]
+    items: Mapping[TierName, Sequence[Item]]
+    placement: Placement
+    places: tuple[TierName, ...] = field(default=("RAM",))
+
+    def num_experts(self, place: TierName) -> int:
+        """Routed experts that live in a place."""
+        return len(self.placement.experts[self.places.index(place)]) if place in self.places else 0
+
+    def hit_rate(self, place: TierName) -> float:
+        """Share of routings whose expert lives there, if the counts go on as they were."""
+        return self.placement.hit_rates[self.places.index(place)] if place in self.places else 0.0
+
+    def nbytes(self, place: TierName) -> int:
+        """Bytes of a place in all."""
+        fixed = sum(item.nbytes for item in self.items.get(place, ()))
+        return fixed + self.num_experts(place) * self.sizes.expert_nbytes
+
+    def nbytes_per_token(self, place: TierName) -> float:
+        """Weights that a decoded token reads from a place, on average."""
+        fixed = self.sizes.fixed_read_nbytes if place == self.fixed_place else 0
+        return fixed + self.hit_rate(place) * self.sizes.num_chosen * self.sizes.expert_nbytes
+
+    @property
+    def fixed_place(self) -> TierName:
+        """Where attention, shared experts and head live."""
+        return "GPU" if "GPU" in self.places else "RAM"
+
+    def tokens_per_second(self, speeds: Speeds) -> float:
+        """What decoding should reach: GPU and CPU at the same time, the disk before the CPU."""
+        chosen_nbytes = self.sizes.num_chosen * self.sizes.expert_nbytes
+        cpu = chosen_nbytes * (
+            self.hit_rate("RAM") / speeds.ram
+            + self.hit_rate("disk") * (1 / speeds.disk + 1 / speeds.ram)
+        )
+        if self.fixed_place == "RAM":
+            return 1 / (speeds.token_seconds + self.sizes.fixed_read_nbytes / speeds.ram + cpu)
+        gpu = self.hit_rate("GPU") * chosen_nbytes / speeds.gpu
+        cold = 1 - self.hit_rate("GPU")
+        # A layer hands over unless all its chosen experts are on the GPU.
+        needs_cpu = 1 - (1 - cold) ** self.sizes.config.num_experts_per_tok
+        handoff = needs_cpu * len(self.sizes.config.moe_layers) * speeds.handoff_seconds
+        fixed = self.sizes.fixed_read_nbytes / speeds.gpu
+        return 1 / (speeds.token_seconds + fixed + max(gpu, cpu + handoff))
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a model takes beside its weights, by place, in bytes.
+
+    Attributes:
+        context_length: Tokens that the KV cache must hold.
+        kv_itemsize: Bytes of a number in it.
+        gpu: Items on the GPU: context of the driver, workspaces, graphs, reserve.
+        ram: Items in RAM: the program itself, workspaces.
+        least_ram_experts: Experts that must fit into RAM if some live on disk.
+    """
+
+    context_length: int
+    kv_itemsize: int = 2
+    gpu: Sequence[Item] = ()
+    ram: Sequence[Item] = ()
+    least_ram_experts: int = 0
+
+
+def plan_memory(
+    sizes: ModelSizes,
+    needs: Needs,
+    counts: Mapping[int, Sequence[float]] | None,
+    *,
+    gpu: Budget | None,
+    ram: Budget,
+    has_disk: bool,
+) -> MemoryPlan:
+    """Fit a model into its budgets: what every token uses first, then experts by hits per byte.
+
+    Args:
+        sizes: The model.
+        needs: What it takes beside its weights.
+        counts: Routing counts by layer index; None if there are none, then all are alike.
+        gpu: Budget on the GPU; None to run on the CPU.
+        ram: Budget in RAM.
+        has_disk: Whether experts that fit nowhere can be read from the copy on disk.
+
+    Raises:
+        MemoryLimitError: If a budget is too small, naming the least that is not.
+    """
+    kv_nbytes = needs.context_length * sizes.config.kv_nbytes_per_token * needs.kv_itemsize // 2
+    fixed = (
+        Item("weights that every token uses", sizes.fixed_nbytes),
+        Item(f"KV cache of {needs.context_length:,} tokens", kv_nbytes),
+    )
+    items: dict[TierName, Sequence[Item]] = {"RAM": (*fixed, *needs.ram)}
+    budgets: dict[TierName, Budget] = {"RAM": ram}
+    tiers = []
+    num_left = sizes.num_experts
+    if gpu is not None:
+        items = {"GPU": (*fixed, *needs.gpu), "RAM": needs.ram}
+        budgets["GPU"] = gpu
+        room = _room("GPU", gpu, items["GPU"], 0)
+        num_left -= min(room // max(sizes.expert_nbytes, 1), num_left)
+        tiers.append(Tier("GPU", room))
+    least = min(needs.least_ram_experts, num_left) if has_disk else num_left
+    hint = "" if has_disk else "leave out --no-copy"
+    room = _room("RAM", ram, items["RAM"], least * sizes.expert_nbytes, hint)
+    tiers.append(Tier("RAM", room))
+    if has_disk:
+        tiers.append(Tier("disk", None))
+    known = counts or {}
+    unknown = (0.0,) * sizes.config.num_experts
+    layers = {layer_idx: known.get(layer_idx, unknown) for layer_idx in sizes.config.moe_layers}
+    placement = plan_placement(layers, max(sizes.expert_nbytes, 1), tiers)
+    places: tuple[TierName, ...] = tuple(name for name in PLACES if name in {t.name for t in tiers})
+    return MemoryPlan(sizes, budgets, items, placement, places)
+
+
+def _room(
+    place: TierName, budget: Budget, items: Sequence[Item], least_nbytes: int, hint: str = ""
+) -> int:
+    """Bytes that a budget leaves for experts.
+
+    Raises:
+        MemoryLimitError: If they are fewer than there must be.
+    """
+    taken = sum(item.nbytes for item in items)
+    if taken + least_nbytes <= budget.nbytes:
+        return budget.nbytes - taken
+    told = " + ".join(f"{item.name} {shown_size(item.nbytes)}" for item in items)
+    experts = f" + experts {shown_size(least_nbytes)}" if least_nbytes else ""
+    least = least_size(taken + least_nbytes)
+    ways = [f"give {least} or more" if budget.asked else f"free some: {least} are needed"]
+    ways += ["use a smaller --ctx"] * any("KV cache" in item.name for item in items)
+    ways += [hint] * bool(hint)
+    what = f"{FLAGS[place]} {budget.asked} is" if budget.asked else _free(place, budget)
+    raise MemoryLimitError(f"{what} too little for {told}{experts}", ", or ".join(ways))
+
+
+def _free(place: TierName, budget: Budget) -> str:
+    return f"{shown_size(budget.nbytes)} of {place} are free,"

@@ -1,0 +1,186 @@
+"""The memory plan: every byte in its place, hand-worked, and errors that name what would do."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erniechat.errors import MemoryLimitError, UsageError
+from erniechat.fit import Machine, budget, fit
+from erniechat.loader import choose_formats
+from erniechat.memory_plan import (
+    Budget,
+    Item,
+    ModelSizes,
+    Needs,
+    Speeds,
+    model_sizes,
+    plan_memory,
+)
+from erniechat.model.families import FAMILIES
+from erniechat.options import LoadOptions
+from erniechat.plan_text import format_plan, plan_facts
+from erniechat.sizes import size_nbytes
+from quant.memory import DeviceMemory
+
+FAMILY = FAMILIES["ernie4_5_moe"]
+CONFIG = FAMILY.parse_config({})  # the 21B model
+FORMATS = choose_formats("nf4", LoadOptions(kernels="reference"), torch.device("cpu"))
+SLOTS = [s for s in FAMILY.tensors(CONFIG).values() if not getattr(s, "optional", False)]
+# 3 · 1536 · 2560 weights of 4 bits, and a float16 for 64 of them.
+EXPERT = 3 * 1536 * 2560 // 2 + 3 * 1536 * 2560 // 64 * 2
+KV = 2 * 28 * 4 * 128 * 2
+GIB = 1 << 30
+NEEDS = Needs(1000, gpu=(Item("driver", 500),), ram=(Item("program", 300),), least_ram_experts=6)
+SMALL = ModelSizes(CONFIG, 10_000, 9_000, 100)  # 1,728 experts of 100 bytes
+SMALL_KV = 1000 * KV
+
+
+def small_plan(gpu, ram, counts=None, has_disk=True):
+    return plan_memory(
+        SMALL,
+        NEEDS,
+        counts,
+        gpu=None if gpu is None else Budget(gpu, f"{gpu}B"),
+        ram=Budget(ram, f"{ram}B"),
+        has_disk=has_disk,
+    )
+
+
+def test_sizes_of_the_21b_model_are_those_of_its_shape():
+    sizes = model_sizes(CONFIG, SLOTS, FORMATS)
+    assert sizes.expert_nbytes == EXPERT == 6_266_880
+    assert sizes.num_experts == 27 * 64
+    assert sizes.num_chosen == 27 * 6
+    embedding = 103424 * 2560 + 103424 * 4
+    bits = 4 + 16 / 64
+    attention = 28 * (2 * 2560 * 2560 + 2 * 512 * 2560)
+    mlps = 3 * 2560 * (12288 + 27 * 3072)
+    plain = 27 * (64 * 2560 + 64) + 57 * 2560
+    assert sizes.fixed_nbytes == embedding + (attention + mlps) * bits / 8 + 4 * plain
+    assert sizes.fixed_read_nbytes == sizes.fixed_nbytes  # the embedding is the head
+
+
+def test_a_head_of_its_own_is_read_and_the_embedding_is_not():
+    slots = list(FAMILY.tensors(CONFIG).values())
+    sizes = model_sizes(CONFIG, slots, FORMATS)
+    assert sizes.fixed_nbytes - sizes.fixed_read_nbytes == 103424 * 2560 + 103424 * 4
+
+
+def test_every_byte_has_its_place():
+    plan = small_plan(10_000 + SMALL_KV + 500 + 250, 300 + 699)
+    assert plan.places == ("GPU", "RAM", "disk")
+    assert [plan.num_experts(p) for p in plan.places] == [2, 6, 1720]
+    assert plan.nbytes("GPU") == 10_000 + SMALL_KV + 500 + 200
+    assert plan.nbytes("RAM") == 300 + 600
+
+
+def test_without_a_gpu_everything_is_in_ram_and_the_rest_on_disk():
+    plan = small_plan(None, 10_000 + SMALL_KV + 300 + 1000)
+    assert plan.places == ("RAM", "disk")
+    assert plan.num_experts("RAM") == 10
+    assert plan.nbytes("RAM") == 10_000 + SMALL_KV + 300 + 1000
+    assert plan.fixed_place == "RAM"
+
+
+def test_the_most_used_experts_get_the_fastest_place():
+    counts = {i: [0.0] * 64 for i in range(1, 28)}
+    counts[5][7], counts[9][1] = 30.0, 10.0
+    plan = small_plan(10_000 + SMALL_KV + 500 + 100, 10**6, counts)
+    assert plan.placement.experts[0] == ((5, 7),)
+    assert plan.hit_rate("GPU") == 0.75
+    assert plan.hit_rate("RAM") == 0.25
+    assert plan.nbytes_per_token("GPU") == 9_000 + 0.75 * 162 * 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2 * SMALL_KV), st.integers(0, 2 * SMALL_KV), st.booleans(), st.booleans())
+def test_a_plan_keeps_its_budgets_or_names_the_least_that_work(gpu, ram, has_gpu, has_disk):
+    budgets = {"GPU": gpu if has_gpu else None, "RAM": ram}
+    for _ in range(3):
+        try:
+            plan = small_plan(budgets["GPU"], budgets["RAM"], has_disk=has_disk)
+            break
+        except MemoryLimitError as exc:
+            found = re.search(
+                r"--(gpu|cpu)-memory .* is too little .*; give (\S+) or more", str(exc)
+            )
+            if not found:
+                raise
+            place = {"gpu": "GPU", "cpu": "RAM"}[found[1]]
+            named = size_nbytes(found[2], 0)
+            assert named > budgets[place]
+            budgets[place] = named
+    else:
+        pytest.fail("two budgets need at most two corrections")
+    assert sum(plan.num_experts(place) for place in plan.places) == 1728
+    for place in plan.budgets:
+        assert plan.nbytes(place) <= budgets[place]
+    assert sum(plan.hit_rate(place) for place in plan.places) == pytest.approx(1)
+    assert has_disk or plan.num_experts("disk") == 0
+
+
+def test_the_named_least_is_the_least():
+    least = 10_000 + SMALL_KV + 500
+    assert small_plan(least, 10**6).num_experts("GPU") == 0
+    with pytest.raises(MemoryLimitError, match="driver 500 B"):
+        small_plan(least - 1, 10**6)
+    with pytest.raises(MemoryLimitError, match="leave out --no-copy"):
+        small_plan(None, least, has_disk=False)
+
+
+def test_speed_is_bytes_over_bandwidth_with_the_slower_side_deciding():
+    counts = {i: [1.0] * 32 + [0.0] * 32 for i in range(1, 28)}
+    half = 27 * 32 * 100
+    plan = small_plan(10_000 + SMALL_KV + 500 + half, 10**6, counts)
+    assert plan.hit_rate("GPU") == 1
+    # 9,000 + 16,200 bytes at 1,000 bytes a second.
+    assert plan.tokens_per_second(Speeds(gpu=1e3)) == pytest.approx(1 / 25.2)
+    even = small_plan(10_000 + SMALL_KV + 500 + half, 10**6)
+    # GPU: 9 s and then 8.1 s, meanwhile the CPU 16.2 s.
+    assert even.tokens_per_second(Speeds(gpu=1e3, ram=500.0)) == pytest.approx(1 / (9 + 16.2))
+    on_cpu = small_plan(None, 10_000 + SMALL_KV + 300 + half)
+    # All at 1,000 bytes a second, and half the experts at 500 from the disk before.
+    speeds = Speeds(ram=1e3, disk=500.0, token_seconds=1.0)
+    assert on_cpu.tokens_per_second(speeds) == pytest.approx(1 / (1 + 9 + 16.2 + 16.2))
+
+
+def test_a_handoff_costs_in_the_layers_that_need_it():
+    even = small_plan(10_000 + SMALL_KV + 500 + 27 * 32 * 100, 10**6)
+    seconds = 1 / even.tokens_per_second(Speeds(handoff_seconds=1.0))
+    assert seconds == pytest.approx(27 * (1 - 0.5**6))
+
+
+def test_a_dense_model_has_no_experts_to_place():
+    family = FAMILIES["ernie4_5"]
+    config = family.parse_config({})
+    slots = [s for s in family.tensors(config).values() if not s.optional]
+    sizes = model_sizes(config, slots, FORMATS)
+    plan = plan_memory(sizes, Needs(100), None, gpu=None, ram=Budget(GIB), has_disk=True)
+    assert plan.nbytes("RAM") == sizes.fixed_nbytes + 100 * config.kv_nbytes_per_token
+    assert "experts" not in format_plan(plan)
+
+
+def test_without_flags_it_takes_what_is_free_but_a_reserve():
+    memory = DeviceMemory(8 * GIB, 16 * GIB)
+    assert budget("RAM", None, memory, GIB) == Budget(8 * GIB + GIB * 3 // 4)
+    assert budget("RAM", "50%", memory, GIB) == Budget(8 * GIB, "50%")
+    with pytest.raises(UsageError, match=r'--cpu-memory must be at most the 16.0GiB .* got "17G"'):
+        budget("RAM", "17G", memory, 0)
+
+
+def test_the_21b_model_in_six_gib_of_gpu():
+    sizes = model_sizes(CONFIG, SLOTS, FORMATS)
+    machine = Machine(DeviceMemory(20 * GIB, 24 * GIB), GIB // 2, DeviceMemory(7 * GIB, 8 * GIB))
+    plan = fit(sizes, LoadOptions(gpu_memory="6GiB"), 8192, None, machine)
+    assert plan.nbytes("GPU") <= 6 * GIB < plan.nbytes("GPU") + EXPERT
+    assert plan.num_experts("disk") == 0
+    facts = plan_facts(plan, Speeds(gpu=1e12, ram=6e10))
+    assert facts["places"]["GPU"]["experts"] == plan.num_experts("GPU")
+    page = format_plan(plan)
+    assert re.search(r"GPU: 6\.0 GiB of 6\.0 GiB asked for", page)
+    assert "KV cache of 8,192 tokens" in page
+    assert "erniechat doctor" in page
+    assert "tok/s" in format_plan(plan, Speeds(gpu=1e12, ram=6e10))
