@@ -10,6 +10,7 @@ import torch
 from erniechat import __version__
 from quant.formats import FORMATS
 from quant.kernels import BACKENDS
+from quant.kernels.native import NativeBackend
 
 PACKAGES = (
     "torch", "tokenizers", "huggingface_hub", "bitsandbytes", "prompt_toolkit", "rich",
@@ -60,6 +61,8 @@ def _kernels() -> dict[str, str]:
             reasons = {f: backend.why_not(f, torch.device(device)) for f in FORMATS}
             served = [f for f, reason in reasons.items() if not reason]
             told = ", ".join(served) or f"no: {next(iter(reasons.values()))}"
+            if served and isinstance(backend, NativeBackend):
+                told += f", by {backend.paths()[0]} instructions"
             out[f"{name} on {device}"] = " ".join(told.split())
     return out
 

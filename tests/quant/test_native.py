@@ -136,6 +136,28 @@ def test_instruction_sets_agree_far_better_than_with_the_exact_product(path, for
 
 
 @needs_library
+@pytest.mark.parametrize("path", [path for path in PATHS if path.startswith("amx")])
+@pytest.mark.parametrize("num_tokens", [9, 16, 17, 64, 65, 150])
+@pytest.mark.parametrize("format_name", SERVED)
+def test_tiles_give_the_bits_of_avx512(path, format_name, num_tokens):
+    weight, x = weight_of(format_name, (112, 320)), normal(3, num_tokens, 320)
+    vectors = NativeBackend("avx512")
+    poison_memory()
+    assert torch.equal(NativeBackend(path).matmul(x, weight), vectors.matmul(x, weight))
+    # Low experts get most tokens, so that some experts go through tiles and some do not.
+    experts = [expert_of(format_name, 320, 192, seed) for seed in range(8)]
+    shared = [expert_of(format_name, 320, 128, 20)]
+    ids = torch.tensor([sorted((-(i % (j + 1)), j) for j in range(8)) for i in range(num_tokens)])
+    ids = ids[:, -3:, 1].contiguous()
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(5))
+    layers = [
+        backend.routed_experts(x, ids, weights, experts, shared)
+        for backend in (NativeBackend(path), vectors)
+    ]
+    assert torch.equal(*layers)
+
+
+@needs_library
 @pytest.mark.parametrize("path", PATHS)
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -29,7 +29,11 @@ AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx51
 # By machine the flags of the files that need more than its baseline. No file uses -march=native:
 # the library chooses at run time among what it holds.
 PATH_FLAGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {"isa_avx2": AVX2, "isa_avx512": (*AVX512, "-mprefer-vector-width=512")},
+    "x86_64": {
+        "isa_avx2": AVX2,
+        "isa_avx512": (*AVX512, "-mprefer-vector-width=512"),
+        "isa_amx": (*AVX512, "-mprefer-vector-width=512", "-mamx-tile", "-mamx-int8"),
+    },
     "aarch64": {"isa_neon": ("-march=armv8.2-a+dotprod",)},
 }
 PATH_FLAGS["amd64"] = PATH_FLAGS["x86_64"]

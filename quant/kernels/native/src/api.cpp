@@ -1,4 +1,5 @@
 // The exported functions, and the choice of instruction set.
+#include "cpu.h"
 #include "jobs.h"
 
 namespace native {
@@ -6,47 +7,7 @@ namespace {
 
 constexpr int32_t kAbi = 3;  // raise it with every change of native.h; library.py holds the same
 
-bool cpu_has_avx2() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
-}
-
-bool cpu_has_avx512() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vnni") && cpu_has_avx2();
-#else
-  return false;
-#endif
-}
-
-}  // namespace
-}  // namespace native
-
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
-#endif
-
-namespace native {
-namespace {
-
-bool cpu_has_dotprod() {
-#if defined(__aarch64__) && defined(__linux__)
-  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
-  return getauxval(AT_HWCAP) & kAsimdDp;
-#elif defined(__aarch64__) && defined(__APPLE__)
-  return true;  // every 64-bit Mac has it
-#else
-  return false;
-#endif
-}
-
-constexpr int kMaxPaths = 4;
+constexpr int kMaxPaths = 6;
 
 // Fastest first; index = the `path` of the calls.
 struct Paths {
@@ -54,10 +15,12 @@ struct Paths {
   int num = 0;
 
   Paths() {
+    if (cpu_has_amx()) add(amx_kernels());
     if (cpu_has_avx512()) add(avx512_kernels());
     if (cpu_has_avx2()) add(avx2_kernels());
     if (cpu_has_dotprod()) add(neon_kernels());
     add(portable_kernels());
+    if (cpu_has_avx512()) add(emulated_amx_kernels());  // never chosen unless it is asked for
   }
   void add(const Kernels* kernels) {
     if (kernels) found[num++] = kernels;

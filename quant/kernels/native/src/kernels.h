@@ -6,6 +6,7 @@ namespace native {
 
 constexpr int64_t kBlock = 64;       // weights that share a scale, and activations that do
 constexpr int64_t kGroup = 16;       // output rows interleaved in a codebook weight
+constexpr int64_t kTileTokens = 16;  // read together where a CPU has tiles
 constexpr int64_t kWideRows = 32;    // rows unpacked at a time for products with many tokens
 
 // One token's activations, quantized to int8 with a scale a block of 64. For codebook weights the
@@ -35,6 +36,9 @@ struct Kernels {
   const char* name;
   int64_t max_direct_packed;  // up to so many tokens unpacking in registers is faster
   int64_t max_direct_int8;
+  // Whether wide_rows wants the codes of its tokens one behind the other, and may read them up to a
+  // multiple of kTileTokens.
+  bool joined_tokens;
 
   // One token. Returns false if a value is NaN or infinite; its block is then zeros.
   bool (*quantize)(const float* x, int64_t num_cols, bool split, int8_t* codes, float* scales,
@@ -76,6 +80,8 @@ struct Kernels {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
+const Kernels* emulated_amx_kernels();  // slow: tests the tiles where there are none
 const Kernels* neon_kernels();
 
 }  // namespace native

@@ -4,6 +4,7 @@
 // A (token, expert) pair is the unit of work. Pairs are grouped by expert, so that each weight is
 // read and unpacked once however many tokens chose it, and a token's sum runs in a fixed order.
 #include <atomic>
+#include <cstring>
 #include <new>
 #include <vector>
 
@@ -29,11 +30,13 @@ struct LayerJob {
   std::vector<Slot> slots;
   std::vector<int64_t> pair_tokens;
   std::vector<float> pair_weights;
+  std::vector<int64_t> pair_of_choice;  // by token and choice, as topk_ids
   std::vector<Token> inputs, intermediates;  // by pair
   bool split_inputs = false;
   int64_t num_gate_chunks = 0, max_pairs = 0, max_cols = 0;
   int64_t out_rows = 0;  // of the output in a chunk of the down phase, at most kFeatures
   Activations activations;
+  int8_t* joined_codes = nullptr;  // of the tokens by pair, for kernels that want them joined
   struct Scratch {
     float* row;       // an input as float32
     float* gate;      // [max_pairs, 64]
@@ -44,6 +47,15 @@ struct LayerJob {
   std::atomic<bool> finite{true};
 };
 
+// Copies a token's codes to the place of each of its pairs.
+void join(const LayerJob& job, int64_t token) {
+  const int64_t k = job.layer.num_experts_per_tok, stride = job.activations.num_blocks * kBlock;
+  for (int64_t i = token * k; i < (token + 1) * k; i++) {
+    std::memcpy(job.joined_codes + job.pair_of_choice[size_t(i)] * stride,
+                job.activations.token(token).codes, size_t(stride));
+  }
+}
+
 void quantize_chunk(void* context, int64_t chunk, int thread) {
   auto& job = *static_cast<LayerJob*>(context);
   const Layer& layer = job.layer;
@@ -53,6 +65,7 @@ void quantize_chunk(void* context, int64_t chunk, int thread) {
     const float* x = row_as_float(job.kernels, layer.hidden_states, layer.dtype, i,
                                   layer.hidden_size, job.scratch[thread].row);
     if (!job.activations.quantize(job.kernels, x, i, job.split_inputs)) job.finite = false;
+    if (job.joined_codes) join(job, i);
   }
 }
 
@@ -127,11 +140,13 @@ void collect_slots(LayerJob& job) {
   for (int64_t i = 0; i < chosen; i++) begins[size_t(layer.topk_ids[i]) + 1]++;
   for (size_t e = 0; e < size_t(layer.num_experts); e++) begins[e + 1] += begins[e];
   std::vector<int64_t> order(static_cast<size_t>(chosen)), at(begins);
+  job.pair_of_choice.resize(size_t(chosen));
   for (int64_t i = 0; i < chosen; i++) order[size_t(at[size_t(layer.topk_ids[i])]++)] = i;
 
   for (int64_t e = 0; e < layer.num_experts; e++) {
     const int64_t begin = begins[size_t(e)], end = begins[size_t(e) + 1];
     for (int64_t i = begin; i < end; i++) {
+      job.pair_of_choice[size_t(order[size_t(i)])] = i;
       job.pair_tokens.push_back(order[size_t(i)] / k);
       job.pair_weights.push_back(layer.topk_weights[order[size_t(i)]]);
     }
@@ -161,7 +176,12 @@ bool take_scratch(LayerJob& job, int num_threads) {
   const Layer& layer = job.layer;
   Arena& arena = shared_arena();
   const int64_t cols = job.max_cols > layer.hidden_size ? job.max_cols : layer.hidden_size;
-  size_t nbytes = Activations::nbytes(layer.num_tokens, layer.hidden_size);
+  const int64_t routed = layer.num_tokens * layer.num_experts_per_tok;
+  const bool join = job.kernels.joined_tokens && layer.num_tokens > 1;
+  const int64_t stride = num_blocks_of(layer.hidden_size) * kBlock;
+  const int64_t joined = join ? (routed + kTileTokens - 1) * stride : 0;
+  size_t nbytes = Activations::nbytes(layer.num_tokens, layer.hidden_size) +
+                  Arena::piece_nbytes<int8_t>(joined);
   for (const Slot& slot : job.slots) nbytes += Activations::nbytes(slot.num_pairs, slot.width());
   nbytes += size_t(num_threads) *
             (Arena::piece_nbytes<float>(layer.hidden_size) +
@@ -169,7 +189,11 @@ bool take_scratch(LayerJob& job, int num_threads) {
              Arena::piece_nbytes<float>(layer.num_tokens * job.out_rows) + Unpacked::nbytes(cols));
   if (!arena.reserve(nbytes)) return false;
   job.activations = Activations::take(arena, layer.num_tokens, layer.hidden_size);
-  for (int64_t token : job.pair_tokens) job.inputs.push_back(job.activations.token(token));
+  if (join) job.joined_codes = arena.take<int8_t>(joined);
+  for (size_t i = 0; i < job.pair_tokens.size(); i++) {
+    job.inputs.push_back(job.activations.token(job.pair_tokens[i]));
+    if (join && int64_t(i) < routed) job.inputs[i].codes = job.joined_codes + int64_t(i) * stride;
+  }
   for (Slot& slot : job.slots) {
     slot.intermediate = Activations::take(arena, slot.num_pairs, slot.width());
     for (int64_t i = 0; i < slot.num_pairs; i++) {

@@ -20,13 +20,13 @@ bool Arena::reserve(size_t nbytes) {
 
 size_t Activations::nbytes(int64_t n, int64_t num_cols) {
   const int64_t blocks = num_blocks_of(num_cols);
-  return Arena::piece_nbytes<int8_t>(n * blocks * kBlock) +
+  return Arena::piece_nbytes<int8_t>((n + kTileTokens - 1) * blocks * kBlock) +
          Arena::piece_nbytes<float>(n * blocks) + Arena::piece_nbytes<int32_t>(n * blocks);
 }
 
 Activations Activations::take(Arena& arena, int64_t n, int64_t num_cols) {
   const int64_t blocks = num_blocks_of(num_cols);
-  int8_t* codes = arena.take<int8_t>(n * blocks * kBlock);
+  int8_t* codes = arena.take<int8_t>((n + kTileTokens - 1) * blocks * kBlock);
   float* scales = arena.take<float>(n * blocks);
   return {num_cols, blocks, codes, scales, arena.take<int32_t>(n * blocks)};
 }

@@ -33,7 +33,8 @@ class Arena {
   size_t capacity_ = 0, used_ = 0;
 };
 
-// Activations of many tokens, quantized: filled row by row, read through `tokens`.
+// Activations of many tokens, quantized: filled row by row, read through `token`. Behind the codes is
+// room to read whole tiles of tokens.
 struct Activations {
   int64_t num_cols, num_blocks;
   int8_t* codes;

@@ -215,7 +215,8 @@ void expand_int8(const int8_t* codes, const float* absmax, int64_t num_cols, int
 template <class Isa>
 const Kernels* table() {
   static const Kernels kernels = {
-      Isa::kName,       Isa::kMaxDirectPacked, Isa::kMaxDirectInt8, quantize,
+      Isa::kName,       Isa::kMaxDirectPacked, Isa::kMaxDirectInt8, false,
+      quantize,
       widen,            narrow,                swiglu,              add_scaled,
       packed_rows<Isa>, int8_rows<Isa>,        encode_block,        expand_packed<Isa>,
       expand_int8<Isa>, wide_rows<Isa>,        round_bf16,           rms_norm<Isa>,
