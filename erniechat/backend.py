@@ -73,7 +73,10 @@ class ChatBackend(Protocol):
     def stream_completion(
         self, text: str, sampling: SamplingOptions, *, structure: Structure | None = None
     ) -> Iterator[StreamEvent]:
-        """Go on from raw text, without a chat template; yields TextDelta and a TurnEnd."""
+        """Go on from raw text, without a chat template; yields TextDelta and a TurnEnd.
+
+        Markup in the text becomes its tokens: whoever writes raw text writes the template.
+        """
         ...
 
     def render_prompt(
@@ -83,11 +86,29 @@ class ChatBackend(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         think: ThinkMode = "auto",
     ) -> str:
-        """The exact text that stream_reply would read."""
+        """The exact text that stream_reply would read.
+
+        What spells markup in a message is read as text, which this cannot show.
+        """
         ...
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a text, without any that a template adds."""
+    def count_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> int:
+        """The exact number of tokens that stream_reply would read."""
+        ...
+
+    def count_tokens(self, text: str, *, raw: bool = False) -> int:
+        """Tokens of a text, without any that a template adds.
+
+        Args:
+            text: A text in a message.
+            raw: Whether it is one for stream_completion, where markup counts as such.
+        """
         ...
 
     def cancel(self) -> None:

@@ -14,6 +14,7 @@ from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.tags import Section
 from erniechat.chat.template import Prompt
+from erniechat.chat.tokenizer import QUOTE
 from erniechat.errors import ContextLengthError, UsageError
 from erniechat.events import (
     BudgetReached,
@@ -128,6 +129,7 @@ class Engine:
         self._cancelled.clear()
         if not text:
             raise UsageError("the prompt is empty", "give some text to continue")
+        text = text.replace(QUOTE, "\ufffd")
         return self._run(Prompt(text, "answer"), None, sampling, structure)
 
     def render_prompt(
@@ -140,9 +142,19 @@ class Engine:
         """See `ChatBackend.render_prompt`."""
         return self.prompts.render_prompt(messages, tools=tools, think=think)
 
-    def count_tokens(self, text: str) -> int:
+    def count_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> int:
+        """See `ChatBackend.count_prompt`."""
+        return self.prompts.count_prompt(messages, tools=tools, think=think)
+
+    def count_tokens(self, text: str, *, raw: bool = False) -> int:
         """See `ChatBackend.count_tokens`."""
-        return self.prompts.count_tokens(text)
+        return self.prompts.count_tokens(text, raw=raw)
 
     def cancel(self) -> None:
         """See `ChatBackend.cancel`."""

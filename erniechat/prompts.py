@@ -1,5 +1,6 @@
 """From a conversation to what the model reads, and what guides and takes apart its reply."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.structures import make_matcher
 from erniechat.chat.tags import END_THINK, Section, tags_without_id
 from erniechat.chat.template import ChatTemplate, Prompt
-from erniechat.chat.tokenizer import Tokenizer
+from erniechat.chat.tokenizer import Tokenizer, unquote
 from erniechat.errors import UsageError
 from erniechat.generation.guide import ThinkingBudget
 from erniechat.generation.structure import AnswerFrame, StructureGuide
@@ -46,7 +47,8 @@ class PromptTools:
             raise UsageError(
                 f"{self._model} has no chat template, it only continues text", "use --raw"
             )
-        return self.template.render(messages, tools=tools, think=think)
+        quote = self.tokenizer.quote
+        return self.template.render(messages, tools=tools, think=think, quote=quote)
 
     def render_prompt(
         self,
@@ -56,17 +58,30 @@ class PromptTools:
         think: ThinkMode = "auto",
     ) -> str:
         """See `ChatBackend.render_prompt`."""
-        return self.prompt(messages, tools=tools, think=think).text
+        return unquote(self.prompt(messages, tools=tools, think=think).text)
 
-    def count_tokens(self, text: str) -> int:
+    def count_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> int:
+        """See `ChatBackend.count_prompt`."""
+        return len(self.tokenizer.encode(self.prompt(messages, tools=tools, think=think).text))
+
+    def count_tokens(self, text: str, *, raw: bool = False) -> int:
         """See `ChatBackend.count_tokens`."""
-        return len(self.tokenizer.encode(text))
+        return len(self.tokenizer.encode(text if raw else self.tokenizer.quote(text)))
 
     def with_part(self, prompt: Prompt, part: Message | None) -> Prompt:
         """A prompt followed by what there is of its reply already."""
         if part is None or self.template is None:
             return prompt
-        frame = self.template.frame()
+        frame, quote = self.template.frame(), self.tokenizer.quote
+        part = dataclasses.replace(
+            part, content=quote(part.content), thoughts=quote(part.thoughts or "")
+        )
         text, in_thinking = frame.join(prompt.text, prompt.starts_in == "thinking", part)
         return Prompt(text, "thinking" if in_thinking else "answer")
 

@@ -151,7 +151,16 @@ class FakeBackend:
         body = "".join(f"<{m.role}> {m.content} </{m.role}>\n" for m in messages)
         return body + "<assistant> "
 
-    def count_tokens(self, text: str) -> int:
+    def count_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> int:
+        return self.count_tokens(self.render_prompt(messages, tools=tools, think=think))
+
+    def count_tokens(self, text: str, *, raw: bool = False) -> int:
         return len(text.split())
 
     def cancel(self) -> None:

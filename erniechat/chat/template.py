@@ -1,6 +1,6 @@
 """A checkpoint's own chat template: messages in, prompt text out, in a sandbox."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jinja2.exceptions import SecurityError
 from erniechat.chat.checkpoint_files import read_special_tokens, read_template_sources
 from erniechat.chat.continuation import ReplyFrame, find_frame
 from erniechat.chat.conversation import Message, ThinkingSupport, ThinkMode
+from erniechat.chat.quoting import quoted, quoted_message
 from erniechat.chat.sandbox import TemplateRefusal, make_environment
 from erniechat.chat.tags import END_THINK, THINK, Section, section_after, tags_in
 from erniechat.errors import CheckpointError, UsageError
@@ -34,7 +35,13 @@ _PROBE_TOOL: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A rendered prompt and the section in which the model's reply begins."""
+    """A rendered prompt and the section in which the model's reply begins.
+
+    Attributes:
+        text: Markup in it is the template's; that of the messages is quoted where that was asked
+            for, see `Tokenizer.quote`.
+        starts_in: The section.
+    """
 
     text: str
     starts_in: Section
@@ -102,11 +109,19 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         think: ThinkMode = "auto",
+        quote: Callable[[str], str] = str,
     ) -> Prompt:
         """The prompt for a conversation, with the opening of the assistant's reply.
 
         ``think="off"`` on a model that always thinks closes the section at once by appending
         ``</think>`` and a newline: one fixed form, and not a mode that the model was trained for.
+
+        Args:
+            messages: The conversation.
+            tools: What the model may call.
+            think: Whether it thinks.
+            quote: Makes of a text one whose markup counts as text; all of the messages and tools
+                goes through it.
 
         Raises:
             UsageError: If the model cannot think as asked or takes no tools, or if the template
@@ -121,8 +136,9 @@ class ChatTemplate:
         if not messages:
             raise UsageError("a conversation must have at least one message, got none", "ask first")
         self._check_tools(messages, tools)
-        data = [message.as_template_dict() for message in messages]
-        text = self._render(data, tools=list(tools) or None, **_switch(self.thinking, think))
+        data = [quoted_message(message.as_template_dict(), quote) for message in messages]
+        shown = quoted(list(tools), quote) or None
+        text = self._render(data, tools=shown, **_switch(self.thinking, think))
         # A conversation about "<think>" must not start a reply in thinking: where the probe shows
         # that the template itself writes no tag, tags in the prompt are the user's own.
         starts_in: Section = "answer" if self._probes[think] == "plain" else section_after(text)

@@ -1,5 +1,6 @@
 """Text to token ids and back, whole or as a stream, exactly as tokenizer.json says."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,15 @@ TURN_ENDS = ("<|end_of_sentence|>", "<|begin_of_sentence|>", "<|im_end|>")
 
 # Not flagged special in the Thinking tokenizer, but markup all the same.
 _HIDDEN_MARKS = ("<|im_start|>", "<|im_end|>")
+
+# Stands after the first character of what spells markup and is text all the same. A noncharacter:
+# Unicode keeps it for a program's own use, and no text that is exchanged holds it.
+QUOTE = "\ufdd0"
+
+
+def unquote(text: str) -> str:
+    """A text without the marks of `Tokenizer.quote`, for people."""
+    return text.replace(QUOTE, "")
 
 
 class Tokenizer:
@@ -52,6 +62,11 @@ class Tokenizer:
         # A file may flag tags as special; the parser needs them all the same.
         self._hidden_ids = self.special_ids.union(hidden).difference(self.tag_ids)
         self.markup_ids = self._hidden_ids.union(self.tag_ids)
+        self._spells_markup = _beginnings(
+            token.content
+            for token in added.values()
+            if token.special or (token.content[0], token.content[-1]) == ("<", ">")
+        )
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self._byte_ids = frozenset(
             idx for idx in map(backend.token_to_id, names) if idx is not None and idx not in added
@@ -91,14 +106,25 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; none is added, and markup in the text becomes its token.
+        """The ids of a text; none is added, and markup becomes its token unless it is quoted.
 
         Half of a surrogate pair, which JSON can smuggle in and UTF-8 cannot express, is read as
         U+FFFD.
         """
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids: list[int] = self._backend.encode(clean, add_special_tokens=False).ids
-        return ids
+        found = self._backend.encode(clean, add_special_tokens=False)
+        ids: list[int] = found.ids
+        if QUOTE not in clean:
+            return ids
+        spans = zip(ids, found.offsets, strict=True)
+        return [idx for idx, (begin, end) in spans if clean[begin:end] != QUOTE]
+
+    def quote(self, text: str) -> str:
+        """A text that `encode` reads as nothing but text, also where it spells markup.
+
+        What a user, a file or a tool says must not end its turn or open another one.
+        """
+        return self._spells_markup.sub(rf"\g<0>{QUOTE}", text.replace(QUOTE, "\ufffd"))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special tokens, turn marks and padding are nothing, tags their text."""
@@ -124,6 +150,15 @@ class Tokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=False)
         return text
+
+
+def _beginnings(words: Iterable[str]) -> re.Pattern[str]:
+    """Finds the first character of each place where one of the words begins."""
+    rests: dict[str, list[str]] = {}
+    for word in words:
+        rests.setdefault(word[0], []).append(re.escape(word[1:]))
+    parts = (f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+    return re.compile("|".join(parts) or "(?!)")
 
 
 class StreamDecoder:

@@ -44,10 +44,8 @@ def fit(
 
 
 def _count(text: str, backend: ChatBackend, request: Request) -> int:
-    if not request.raw and backend.info.has_chat_template:
-        asked = dataclasses.replace(request, prompt=text)
-        text = backend.render_prompt(asked.messages, tools=request.tools, think=request.think)
-    return backend.count_tokens(text)
+    raw = request.raw or not backend.info.has_chat_template
+    return dataclasses.replace(request, prompt=text).count_tokens(backend, raw)
 
 
 def _kept(text: str, policy: str, num_chars: int) -> str:

@@ -50,7 +50,17 @@ class PromptTools(Protocol):
         """The exact text that the model would read."""
         ...
 
-    def count_tokens(self, text: str) -> int:
+    def count_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        think: ThinkMode = "auto",
+    ) -> int:
+        """Tokens of that text, as the model would read it."""
+        ...
+
+    def count_tokens(self, text: str, *, raw: bool = False) -> int:
         """Tokens of a text."""
         ...
 
@@ -185,10 +195,12 @@ def dry_run(job: Job) -> int:
     load.run()
     text = asking.wait(load, lambda: None).text
     found = load.result()
-    if not arguments.raw:
+    if arguments.raw:
+        num_tokens = found.count_tokens(text, raw=True)
+    else:
         messages = dataclasses.replace(request, prompt=text).messages
         text = found.render_prompt(messages, tools=request.tools, think=request.think)
-    num_tokens = found.count_tokens(text)
+        num_tokens = found.count_prompt(messages, tools=request.tools, think=request.think)
     out = AnswerStream(job.terminal.stdout, sanitize=job.terminal.stdout_is_tty)
     if arguments.json:
         out.write(json.dumps({"prompt": text, "tokens": num_tokens}) + "\n")

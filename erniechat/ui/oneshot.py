@@ -90,6 +90,12 @@ class Request:
         system = [Message("system", self.system)] if self.system else []
         return [*system, *self.earlier, Message("user", self.prompt)]
 
+    def count_tokens(self, backend: ChatBackend, raw: bool) -> int:
+        """Tokens of all that the model reads."""
+        if raw:
+            return backend.count_tokens(self.prompt, raw=True)
+        return backend.count_prompt(self.messages, tools=self.tools, think=self.think)
+
 
 def run_oneshot(
     worker: Worker, backend: ChatBackend, request: Request, terminal: Terminal
@@ -150,17 +156,13 @@ def _presenter(
     if request.form != "jsonl":
         silent = request.form == "json"
         return TextPresenter(terminal, out, request.thoughts, raw=raw, silent=silent)
-    text = request.prompt
-    if not raw:
-        tools, think = request.tools, request.think
-        text = backend.render_prompt(request.messages, tools=tools, think=think)
     info = backend.info
     start = {
         "session": (request.file.id or None) if request.file else None,
         "model": info.model,
         "quant": info.quant,
         "seed": request.sampling.seed,
-        "prompt_tokens": backend.count_tokens(text),
+        "prompt_tokens": request.count_tokens(backend, raw),
     }
     return JsonlPresenter(terminal, out, start)
 

@@ -123,10 +123,8 @@ class Session:
 
     def _count(self) -> int:
         try:
-            text = self.backend.render_prompt(
-                self.conversation, tools=self.tools, think=self.settings.think
-            )
-            return self.backend.count_tokens(text)
+            think = self.settings.think
+            return self.backend.count_prompt(self.conversation, tools=self.tools, think=think)
         except ErnieChatError:  # a template may refuse a conversation without a user
             return sum(self.backend.count_tokens(message.content) for message in self.conversation)
 
