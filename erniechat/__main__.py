@@ -6,6 +6,7 @@ import threading
 from typing import NoReturn
 
 import erniechat.cli as cli
+from erniechat.ui.failure import fill_descriptors, flush_or_silence
 
 
 def main() -> NoReturn:
@@ -14,10 +15,11 @@ def main() -> NoReturn:
     A thread that is stuck in a kernel or in a read of stdin would hold up, or crash, the
     interpreter's own end, so with one of those left the process ends on the spot.
     """
+    fill_descriptors()
     status = cli.main()
+    for stream in (sys.stdout, sys.stderr):
+        flush_or_silence(stream)
     if any(thread.daemon for thread in threading.enumerate()):
-        for stream in (sys.stdout, sys.stderr):
-            cli.flush_quietly(stream)
         os._exit(status)
     sys.exit(status)
 

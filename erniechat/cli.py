@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from erniechat.errors import UsageError
 from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
 from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, version_line
-from erniechat.ui.failure import report_failure, silence
+from erniechat.ui.failure import closed_stream, report_failure, silence
 from erniechat.ui.settings import Layer, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
 from erniechat.ui.terminal import AnswerStream, Terminal
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         services: Stand-ins for the engine, for tests.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    terminal = Terminal(sys.stdin, _stdout(), sys.stderr)
+    terminal = Terminal(sys.stdin, _stdout(), sys.stderr or closed_stream(is_error=False))
     terminal.configure(DisplayOptions(), os.environ)
     try:
         with signals_raise():
@@ -109,10 +109,9 @@ def _debug() -> bool:
 
 def _stdout() -> TextIO:
     """stdout, where a character that its encoding lacks becomes an escape."""
-    stream = sys.stdout if sys.stdout is not None else open(os.devnull, "w")  # noqa: SIM115  lives on
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return stream
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return sys.stdout or closed_stream(is_error=True)
 
 
 def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
@@ -261,12 +260,3 @@ def _repl(job: Job) -> int:
             dict(os.environ),
         )
         return chat(terminal, worker, load, progress, setup)
-
-
-def flush_quietly(stream: TextIO | None) -> None:
-    """Flush a stream that may be closed, or gone."""
-    try:
-        if stream is not None:
-            stream.flush()
-    except (OSError, ValueError):
-        return

@@ -412,7 +412,27 @@ def test_a_missing_chat_template_completes_raw_text_with_one_notice():
     )
 
 
-def test_closed_stderr_is_no_error():
-    with open("/dev/full", "wb") as full, started("plain", "-p", "hi", stderr=full) as process:
-        stdout, _ = process.communicate()
-    assert (process.returncode, stdout) == (0, b"The answer is 42.\n")
+@pytest.mark.parametrize(
+    ("redirection", "status", "stdout", "stderr"),
+    [
+        # An empty environment matters: PYTHONUNBUFFERED would hide what is left in a buffer.
+        ("2>/dev/full", 0, b"The answer is 42.\n", b""),
+        ("2>&-", 0, b"The answer is 42.\n", b""),
+        ("2>/dev/full -m missing", 3, b"", b""),
+        (">&-", 1, b"", b"error: cannot write the answer to stdout: Bad file descriptor\n"),
+        (">&- -o out", 0, b"", b""),
+        (">&- 2>&- <&-", 1, b"", b""),
+        (">/dev/full 2>/dev/full", 1, b"", b""),
+        ("--help >/dev/full 2>/dev/full", 1, b"", b""),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    redirection: str, status: int, stdout: bytes, stderr: bytes, tmp_path: Path
+):
+    script = f"{' '.join(command('plain', '-p', 'hi', *MODEL))} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, stdin=subprocess.DEVNULL, cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )  # fmt: skip  # one thought a line
+    assert (done.returncode, done.stdout, done.stderr) == (status, stdout, stderr)
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if "-o" in redirection else [])

@@ -1,9 +1,12 @@
 """How a failure is told: one line on stderr, and with --json an object on stdout."""
 
+import errno
+import io
 import json
 import os
 import re
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 from erniechat.errors import ErnieChatError
 from erniechat.ui.terminal import Terminal
@@ -65,3 +68,49 @@ def silence(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except (OSError, ValueError):
         return
+
+
+def flush_or_silence(stream: TextIO | None) -> None:
+    """Flush a stream for the last time; one that cannot be flushed is left in peace.
+
+    The interpreter would try again when it ends, and leave with status 120.
+    """
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        silence(stream)
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def closed_stream(*, is_error: bool) -> TextIO:
+    """What takes the place of a standard stream that the program was started without.
+
+    Args:
+        is_error: Whether writing to it is one; notes may get lost, an answer may not.
+    """
+    return cast(TextIO, _ClosedStream(is_error=is_error))
+
+
+class _ClosedStream(io.TextIOBase):
+    def __init__(self, *, is_error: bool) -> None:
+        self._is_error = is_error
+
+    def write(self, text: str) -> int:
+        if self._is_error:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return len(text)
+
+
+def fill_descriptors() -> None:
+    """Put the null device where a standard stream is closed.
+
+    Else the next file that is opened would get its number, and what a library prints.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
