@@ -13,6 +13,7 @@ from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
 from quant.experts.pool import PooledExpertStore
 from quant.kernels.triton.backend import chunk_launchers, decode_launchers
+from quant.kernels.triton.step_weights import StepExperts, StepLayer, StepSizes
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 
@@ -46,13 +47,12 @@ def build_step(
     store: PooledExpertStore | None,
 ) -> Any:  # its class comes with Triton
     """The launches of one token from a decoder's weights."""
-    launchers = decode_launchers()
     layers = []
     for layer_idx in range(config.num_hidden_layers):
         at = f"layers.{layer_idx}."
         has_experts = layer_idx in config.moe_layers
         layers.append(
-            launchers.StepLayer(
+            StepLayer(
                 linears[at + "qkv"].weight,
                 linears[at + "o"].weight,
                 tensors[at + "input_norm"],
@@ -65,7 +65,7 @@ def build_step(
                 else None,
             )
         )
-    sizes = launchers.StepSizes(
+    sizes = StepSizes(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_layers=config.num_hidden_layers,
@@ -80,7 +80,7 @@ def build_step(
         rms_norm_eps=config.rms_norm_eps,
         router_norm_min=config.router_norm_min,
     )
-    return launchers.DecodeStep(
+    return decode_launchers().DecodeStep(
         sizes,
         layers,
         embedding,
@@ -91,7 +91,7 @@ def build_step(
     )
 
 
-def _experts(store: PooledExpertStore) -> Any:
+def _experts(store: PooledExpertStore) -> StepExperts:
     pool = store.pool
     example = pool.expert(0)
 
@@ -103,7 +103,7 @@ def _experts(store: PooledExpertStore) -> Any:
         return (codes.view(torch.int32) if weight.format == "int8" else codes), scales
 
     gate_up, down = first("gate_up"), first("down")
-    return decode_launchers().StepExperts(
+    return StepExperts(
         gate_up,
         down,
         pool.slot_nbytes // gate_up[0].itemsize,

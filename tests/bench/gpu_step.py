@@ -26,6 +26,7 @@ from quant.copy import MemoryWeights, Weight
 from quant.formats import format_named
 from quant.kernels import backend_for
 from quant.kernels.triton.backend import decode_launchers
+from quant.kernels.triton.step_weights import Tuning
 
 HUB_CONFIG = {
     "model_type": "ernie4_5_moe",
@@ -265,10 +266,9 @@ def _attention(tile: int, warps: int, splits: int, stages: int) -> dict[str, obj
 def tuned(decoder: Decoder, **changes: object):
     """The same weights in another captured step."""
     step = decoder.step.step
-    launchers = decode_launchers()
-    other = launchers.DecodeStep(
+    other = decode_launchers().DecodeStep(
         step.sizes, step._layers, step._embedding, step._head, step._final_norm, step._experts,
-        step._inverse_frequencies, launchers.Tuning(**changes),
+        step._inverse_frequencies, Tuning(**changes),
     )  # fmt: skip
     return type(decoder.step)(other, None, DEVICE)
 

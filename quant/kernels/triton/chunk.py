@@ -15,7 +15,8 @@ from quant.kernels.triton.chunk_kernels import (
     route_rows_kernel,
 )
 from quant.kernels.triton.products import INTERPRETED, address_table, tile_options
-from quant.kernels.triton.step import DecodeStep, StepLayer
+from quant.kernels.triton.step import DecodeStep
+from quant.kernels.triton.step_weights import StepLayer
 from quant.kernels.triton.tiles import tiles_kernel
 from quant.linear import embed
 from quant.tensor import QuantTensor

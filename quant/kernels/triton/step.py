@@ -6,7 +6,6 @@ token is on the device, so the launches can be captured once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,128 +23,24 @@ from quant.kernels.triton.decode import (
     project_kernel,
     route_kernel,
 )
+from quant.kernels.triton.step_buffers import StepBuffers
+from quant.kernels.triton.step_weights import (
+    StepExperts,
+    StepLayer,
+    StepSizes,
+    Tuning,
+    divisor,
+    parts_of,
+    pieces,
+)
 from quant.kernels.triton.tables import BITS, int8_table
 from quant.tensor import QuantTensor
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Warps a program has, and into how many programs a sum is split.
-
-    Attributes:
-        project_warps: Of QKV with 4-bit weights.
-        gate_warps: Of gate and up with 4-bit weights.
-        add_warps: Of the products that add to the residual stream, with 4-bit weights.
-        row_warps: Of products with int8 and bf16 rows.
-        project_splits: Programs for 16 rows of the output projection, at most.
-        down_splits: Programs for 16 rows of the experts' down product, at most.
-        head_rows: Rows of a program of the head.
-        attention_splits: Programs for one key and value head.
-        attention_tile: Tokens that attention reads at a time.
-        attention_warps: Of attention.
-        attention_stages: Tiles that attention has on the way.
-        pdl: Launch a kernel before its predecessor has ended. Waiting programs take places from
-            working ones: it gained nothing when it was measured (1.535 against 1.532 ms).
-    """
-
-    project_warps: int = 8
-    gate_warps: int = 2
-    add_warps: int = 4
-    row_warps: int = 8
-    project_splits: int = 5
-    down_splits: int = 8
-    head_rows: int = 16
-    attention_splits: int = 32
-    attention_tile: int = 128
-    attention_warps: int = 8
-    attention_stages: int = 2
-    pdl: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StepSizes:
-    """What the kernels must know of a model; all of them multiples of 64 where they are widths."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    num_experts: int
-    num_experts_per_tok: int
-    num_shared_experts: int
-    expert_width: int
-    rms_norm_eps: float
-    router_norm_min: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepLayer:
-    """A layer's weights on the device; ``mlp`` for one without experts, else ``router``.
-
-    Attributes:
-        qkv: ``[(num_heads + 2 · num_kv_heads) · head_dim, hidden_size]``.
-        o: ``[hidden_size, num_heads · head_dim]``.
-        input_norm: ``[hidden_size]``.
-        post_norm: ``[hidden_size]``.
-        mlp: gate_up and down.
-        router: float32 ``[num_experts, hidden_size]`` and correction bias ``[num_experts]``.
-    """
-
-    qkv: QuantTensor
-    o: QuantTensor
-    input_norm: Tensor
-    post_norm: Tensor
-    mlp: tuple[QuantTensor, QuantTensor] | None = None
-    router: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepExperts:
-    """The expert pool as the kernels see it.
-
-    Attributes:
-        gate_up: Codes and scales of slot 0, tensors that begin there.
-        down: As gate_up.
-        code_stride: Elements of codes from slot to slot.
-        scale_stride: Elements of scales from slot to slot.
-        slot_of: int32 ``[num_layers, num_experts + num_shared]``.
-        counts: int64, the same shape.
-        format: Of the experts.
-    """
-
-    gate_up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
-    code_stride: int
-    scale_stride: int
-    slot_of: Tensor
-    counts: Tensor
-    format: str
-
-
-def _pieces(num_inputs: int, most: int) -> int:
-    """Pieces of whole blocks of 64 into which inputs can be cut evenly, at most so many."""
-    blocks = num_inputs // 64
-    return max(p for p in range(1, most + 1) if blocks % p == 0)
-
-
-def _divisor(number: int, most: int) -> int:
-    return max(p for p in range(1, most + 1) if number % p == 0)
-
-
-def _parts(weight: QuantTensor) -> tuple[Tensor, Tensor]:
-    """Codes as the kernels read them, and scales."""
-    parts = list(weight.parts.values())
-    codes = parts[0].view(torch.int32) if weight.format == "int8" else parts[0]
-    return codes, parts[-1]
-
-
-class DecodeStep:
-    """Buffers and launches of one token.
+class DecodeStep(StepBuffers):
+    """The launches of one token, with their buffers.
 
     Args:
         sizes: Of the model.
@@ -156,14 +51,6 @@ class DecodeStep:
         experts: None for a dense model.
         inverse_frequencies: float32 ``[head_dim / 2]``.
         tuning: How kernels are cut.
-
-    Attributes:
-        state: int64 on the device: position of the token to read, and address and capacity of
-            the KV cache.
-        token: int64 ``[1]``, the token to read; `pick` writes the next one.
-        seen: uint8 ``[vocab_size]``, 1 for tokens under the repetition penalty.
-        penalty: float32 ``[1]``.
-        logits: float32 ``[vocab_size]``.
     """
 
     def __init__(
@@ -177,68 +64,22 @@ class DecodeStep:
         inverse_frequencies: Tensor,
         tuning: Tuning | None = None,
     ) -> None:
-        self.sizes = sizes
-        self.tuning = tuning or Tuning()
+        slot_of = None if experts is None else experts.slot_of
+        super().__init__(
+            sizes, tuning or Tuning(), layers[0].qkv.format, slot_of, final_norm.device
+        )
         self._layers = layers
         self._embedding = embedding
         self._head = head
         self._final_norm = final_norm
         self._experts = experts
         self._inverse_frequencies = inverse_frequencies
-        self._device = final_norm.device
-        self._linear_format = layers[0].qkv.format
         self._pdl = self._has_pdl()
-        self._make_buffers()
 
     def _has_pdl(self) -> bool:
         if INTERPRETED or not self.tuning.pdl:
             return False
         return torch.cuda.get_device_capability(self._device) >= (9, 0)
-
-    def _new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self._device)
-
-    def _make_buffers(self) -> None:
-        sizes, tuning = self.sizes, self.tuning
-        hidden, heads = sizes.hidden_size, sizes.num_heads * sizes.head_dim
-        kv = sizes.num_kv_heads
-        slots = sizes.num_experts_per_tok + sizes.num_shared_experts
-        inner = max(sizes.intermediate_size, slots * sizes.expert_width)
-        self._code_dtype = torch.bfloat16 if self._linear_format == "bf16" else torch.int8
-        self._x = self._new(hidden)
-        self._squares = self._new(hidden // 16)
-        self._xq, self._xs = self._new(hidden, dtype=self._code_dtype), self._new(hidden // 16)
-        self._aq, self._as = self._new(inner, dtype=self._code_dtype), self._new(inner // 16)
-        self._oq, self._os = self._new(heads, dtype=self._code_dtype), self._new(heads // 16)
-        self._angles = self._new(sizes.head_dim)
-        self._qkv = self._new(heads + 2 * kv * sizes.head_dim)
-        most = max(tuning.project_splits, tuning.down_splits, 8)
-        self._partial = self._new(hidden // 16 * most * 16)
-        self._counters = self._new(hidden // 16 + kv + 1, dtype=torch.int32)
-        splits, self._padded_rep = tuning.attention_splits, 16
-        self._attention_acc = self._new(kv, splits, self._padded_rep, sizes.head_dim)
-        self._attention_max = self._new(kv, splits, self._padded_rep)
-        self._attention_sum = self._new(kv, splits, self._padded_rep)
-        self._router_logits = self._new(max(sizes.num_experts, 1))
-        self._slots = self._new(sizes.num_layers, max(slots, 1), dtype=torch.int32)
-        self._weights = self._new(sizes.num_layers, max(slots, 1)) + 1.0
-        self._dense_slot = self._new(1, dtype=torch.int32)
-        if self._experts is not None and sizes.num_shared_experts:
-            shared = self._experts.slot_of[:, sizes.num_experts :]
-            self._slots[:, sizes.num_experts_per_tok :] = shared
-        num_best = triton.cdiv(sizes.vocab_size, tuning.head_rows)
-        self._best = self._new(num_best)
-        self._best_at = self._new(num_best, dtype=torch.int64)
-        self.logits = self._new(sizes.vocab_size)
-        self.state = self._new(3, dtype=torch.int64)
-        self.token = self._new(1, dtype=torch.int64)
-        self.seen = self._new(sizes.vocab_size, dtype=torch.uint8)
-        self.penalty = self._new(1) + 1.0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(t.nbytes for t in vars(self).values() if isinstance(t, Tensor))
 
     def _words(self, codes: Tensor) -> Tensor:
         """An activation buffer as its readers want it."""
@@ -273,7 +114,7 @@ class DecodeStep:
     def forward(self, num_tokens: int) -> None:
         """From ``token`` to ``logits`` of the first num_tokens ids, and the likeliest in parts."""
         hidden, eps = self.sizes.hidden_size, self.sizes.rms_norm_eps
-        codes, *_, absmax = (*self._embedding.parts.values(), _parts(self._embedding)[1])
+        codes, *_, absmax = (*self._embedding.parts.values(), parts_of(self._embedding)[1])
         embed_kernel[(hidden // 16,)](
             codes, absmax, self.token, self.state, self._inverse_frequencies,
             self._layers[0].input_norm, self._x, self._squares, self._xq, self._xs, self._angles,
@@ -289,7 +130,7 @@ class DecodeStep:
                 self._run_experts(layer_idx, norm)
             else:
                 self._run_mlp(layer.mlp, norm)
-        head_codes, head_absmax = _parts(self._head)
+        head_codes, head_absmax = parts_of(self._head)
         grid = (triton.cdiv(num_tokens, self.tuning.head_rows),)
         warps = self.tuning.row_warps
         head_kernel[grid](
@@ -301,7 +142,7 @@ class DecodeStep:
 
     def _attend(self, layer_idx: int, layer: StepLayer) -> None:
         sizes, tuning = self.sizes, self.tuning
-        qkv_codes, qkv_scales = _parts(layer.qkv)
+        qkv_codes, qkv_scales = parts_of(layer.qkv)
         project_kernel[(layer.qkv.shape[0] // 16,)](
             qkv_codes, qkv_scales, self._words(self._xq), self._xs, self._squares, self._qkv,
             sizes.rms_norm_eps, **self._norm_options,
@@ -318,10 +159,10 @@ class DecodeStep:
             num_stages=tuning.attention_stages, **self._launch(),
         )  # fmt: skip
         inputs = layer.o.shape[1]
-        pieces = _pieces(inputs, tuning.project_splits)
+        num_pieces = pieces(inputs, tuning.project_splits)
         self._add(
-            _parts(layer.o), (0, 0), (self._oq, self._os), layer.post_norm, layer.o.format,
-            width=inputs // pieces, num_slots=pieces, splits=pieces,
+            parts_of(layer.o), (0, 0), (self._oq, self._os), layer.post_norm, layer.o.format,
+            width=inputs // num_pieces, num_slots=num_pieces, splits=num_pieces,
         )  # fmt: skip
 
     def _add(
@@ -391,17 +232,17 @@ class DecodeStep:
         self._add(
             experts.down, strides, (self._aq, self._as), norm, experts.format,
             width=sizes.expert_width, num_slots=num_slots,
-            splits=_divisor(num_slots, self.tuning.down_splits), routing=(slots, weights),
+            splits=divisor(num_slots, self.tuning.down_splits), routing=(slots, weights),
         )  # fmt: skip
 
     def _run_mlp(self, mlp: tuple[QuantTensor, QuantTensor], norm: Tensor) -> None:
         gate_up, down = mlp
         width = down.shape[1]
-        self._gate_up(_parts(gate_up), (0, 0), self._dense_slot, 1, width, gate_up.format)
-        pieces = _pieces(width, 8)
+        self._gate_up(parts_of(gate_up), (0, 0), self._dense_slot, 1, width, gate_up.format)
+        num_pieces = pieces(width, 8)
         self._add(
-            _parts(down), (0, 0), (self._aq, self._as), norm, down.format,
-            width=width // pieces, num_slots=pieces, splits=pieces,
+            parts_of(down), (0, 0), (self._aq, self._as), norm, down.format,
+            width=width // num_pieces, num_slots=num_pieces, splits=num_pieces,
         )  # fmt: skip
 
     def pick(self, num_tokens: int) -> None:

@@ -1,0 +1,123 @@
+"""What a captured step is made of: sizes, weights and tuning. No Triton is needed for it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quant.tensor import QuantTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Warps a program has, and into how many programs a sum is split.
+
+    Attributes:
+        project_warps: Of QKV with 4-bit weights.
+        gate_warps: Of gate and up with 4-bit weights.
+        add_warps: Of the products that add to the residual stream, with 4-bit weights.
+        row_warps: Of products with int8 and bf16 rows.
+        project_splits: Programs for 16 rows of the output projection, at most.
+        down_splits: Programs for 16 rows of the experts' down product, at most.
+        head_rows: Rows of a program of the head.
+        attention_splits: Programs for one key and value head.
+        attention_tile: Tokens that attention reads at a time.
+        attention_warps: Of attention.
+        attention_stages: Tiles that attention has on the way.
+        pdl: Launch a kernel before its predecessor has ended. Waiting programs take places from
+            working ones: it gained nothing when it was measured (1.535 against 1.532 ms).
+    """
+
+    project_warps: int = 8
+    gate_warps: int = 2
+    add_warps: int = 4
+    row_warps: int = 8
+    project_splits: int = 5
+    down_splits: int = 8
+    head_rows: int = 16
+    attention_splits: int = 32
+    attention_tile: int = 128
+    attention_warps: int = 8
+    attention_stages: int = 2
+    pdl: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """What the kernels must know of a model; all of them multiples of 64 where they are widths."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    num_experts: int
+    num_experts_per_tok: int
+    num_shared_experts: int
+    expert_width: int
+    rms_norm_eps: float
+    router_norm_min: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayer:
+    """A layer's weights on the device; ``mlp`` for one without experts, else ``router``.
+
+    Attributes:
+        qkv: ``[(num_heads + 2 · num_kv_heads) · head_dim, hidden_size]``.
+        o: ``[hidden_size, num_heads · head_dim]``.
+        input_norm: ``[hidden_size]``.
+        post_norm: ``[hidden_size]``.
+        mlp: gate_up and down.
+        router: float32 ``[num_experts, hidden_size]`` and correction bias ``[num_experts]``.
+    """
+
+    qkv: QuantTensor
+    o: QuantTensor
+    input_norm: Tensor
+    post_norm: Tensor
+    mlp: tuple[QuantTensor, QuantTensor] | None = None
+    router: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepExperts:
+    """The expert pool as the kernels see it.
+
+    Attributes:
+        gate_up: Codes and scales of slot 0, tensors that begin there.
+        down: As gate_up.
+        code_stride: Elements of codes from slot to slot.
+        scale_stride: Elements of scales from slot to slot.
+        slot_of: int32 ``[num_layers, num_experts + num_shared]``.
+        counts: int64, the same shape.
+        format: Of the experts.
+    """
+
+    gate_up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+    code_stride: int
+    scale_stride: int
+    slot_of: Tensor
+    counts: Tensor
+    format: str
+
+
+def pieces(num_inputs: int, most: int) -> int:
+    """Pieces of whole blocks of 64 into which inputs can be cut evenly, at most so many."""
+    blocks = num_inputs // 64
+    return max(p for p in range(1, most + 1) if blocks % p == 0)
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most so large."""
+    return max(p for p in range(1, most + 1) if number % p == 0)
+
+
+def parts_of(weight: QuantTensor) -> tuple[Tensor, Tensor]:
+    """Codes as the kernels read them, and scales."""
+    parts = list(weight.parts.values())
+    codes = parts[0].view(torch.int32) if weight.format == "int8" else parts[0]
+    return codes, parts[-1]
