@@ -25,6 +25,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def example(name: str) -> str | None:
     """A value that the setting's choices and limits allow."""
     spec = OPTIONS[name].spec
+    if spec.is_size:
+        return "6GiB"
     return spec.choices[-1] if spec.choices else {"ctx": "64"}.get(name)
 
 
