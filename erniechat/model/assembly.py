@@ -8,6 +8,7 @@ from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder, DecoderWeights
 from erniechat.model.device_step import CapturedStep, build_chunk, build_step, why_not_captured
 from erniechat.model.family import routed_name
+from erniechat.model.layers import causal_attention
 from erniechat.model.native_step import build_native_step
 from quant.copy import WeightSource
 from quant.errors import QuantError
@@ -67,7 +68,8 @@ def assemble(
     store = ResidentExpertStore(experts, config.num_hidden_layers, formats.linear_backend)
     found = _decoder_weights(matrices, tensors, formats)
     step = build_native_step(config, found.linears, tensors, found.embedding, experts, store, dtype)
-    return Decoder(config, found, store, dtype, step)
+    attention = causal_attention if step is None else step.attention
+    return Decoder(config, found, store, dtype, step, attention)
 
 
 def _matrix(weights: WeightSource, name: str) -> QuantTensor:

@@ -1,6 +1,6 @@
 """The decoder: token ids in, logits out. Weights come by name, routed experts through the store."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,8 @@ from erniechat.model.routing import route
 from quant.experts.store import ExpertStore
 from quant.linear import QuantLinear, embed
 from quant.tensor import QuantTensor
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # as `causal_attention`
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Decoder:
         experts: The door to routed experts; a dense model's store is empty.
         dtype: Of activations and the KV cache.
         step: Reads tokens faster, if there is one for this model and device.
+        attention: Of the tokens that the step does not read.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Decoder:
         experts: ExpertStore,
         dtype: torch.dtype,
         step: CapturedStep | NativeStep | None = None,
+        attention: Attention = causal_attention,
     ) -> None:
         self.config = config
         self.weights = weights
         self.experts = experts
         self.dtype = dtype
         self.step = step
+        self._attend = attention
         self.device = weights.embedding.device
 
     def new_kv_cache(self, max_tokens: int) -> KVCache:
@@ -135,7 +140,7 @@ class Decoder:
         first_v = first_k + config.num_key_value_heads
         q, k, v = heads[:first_k], heads[first_k:first_v], heads[first_v:]
         keys, values = kv_cache.store(layer_idx, rotate(k, *angles), v)
-        attended = causal_attention(rotate(q, *angles), keys, values)
+        attended = self._attend(rotate(q, *angles), keys, values)
         return linears[f"layers.{layer_idx}.o"](attended)
 
     def _mlp(self, layer_idx: int, x: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Decoding on the CPU: one token through the whole decoder in one call of the native kernels."""
+"""Decoding on the CPU: one token through the whole decoder in one call of the native kernels.
+
+A prompt goes layer by layer, with native products and attention.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +13,7 @@ from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
 from quant.experts.store import ResidentExpertStore
 from quant.kernels.base import ExpertWeights
-from quant.kernels.native import NativeBackend
+from quant.kernels.native import NativeBackend, causal_attention
 from quant.kernels.native.step import (
     ACTIVATION_DTYPES,
     BlockWeights,
@@ -28,11 +31,19 @@ class NativeStep:
     Args:
         step: The decoder's weights.
         store: Gets the counts of routings.
+        backend: Runs attention of more tokens.
     """
 
-    def __init__(self, step: DecodeStep, store: ResidentExpertStore) -> None:
+    def __init__(
+        self, step: DecodeStep, store: ResidentExpertStore, backend: NativeBackend
+    ) -> None:
         self._step = step
         self._store = store
+        self._backend = backend
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `erniechat.model.layers.causal_attention`, in one native call."""
+        return causal_attention(q, k, v, self._backend)
 
     def reads(self, num_tokens: int) -> bool:
         """Whether `read` takes so many tokens: a prompt is read faster by whole products."""
@@ -113,7 +124,7 @@ def build_native_step(
         config.rms_norm_eps,
         config.router_norm_min,
     )
-    return NativeStep(DecodeStep(sizes, weights, dtype, backend), store)
+    return NativeStep(DecodeStep(sizes, weights, dtype, backend), store, backend)
 
 
 def _block(

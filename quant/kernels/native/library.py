@@ -20,7 +20,7 @@ from quant.errors import QuantError
 from quant.kernels.native.build import LIBRARY
 from quant.kernels.native.threads import default_num_threads
 
-ABI = 3
+ABI = 4
 CODEBOOK, INT8 = 0, 1
 FLOAT32, BFLOAT16 = 0, 1
 
@@ -70,6 +70,17 @@ class Layer(Structure):
         ("num_shared", c_int64),
         ("dtype", c_int32),
         ("path", c_int32),
+    )
+
+
+class Attend(Structure):
+    """The arguments of a prompt's attention; see src/native.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("queries", "keys", "values", "out")),
+        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim")),
+        *((name, c_int64) for name in ("num_tokens", "num_held", "kv_step")),
+        *(("dtype", c_int32), ("path", c_int32)),
     )
 
 
@@ -148,6 +159,7 @@ def open_library(path: Path) -> Library:
         *(c_int32, c_int64, c_void_p),
     )
     handle.native_layer.argtypes = (POINTER(Layer),)
+    handle.native_attend.argtypes = (POINTER(Attend),)
     handle.native_step.argtypes = (POINTER(Step),)
     handle.native_encode.argtypes = (POINTER(Encoding),)
     handle.native_read.argtypes = (c_void_p, c_int64)

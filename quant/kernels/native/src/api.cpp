@@ -5,7 +5,7 @@
 namespace native {
 namespace {
 
-constexpr int32_t kAbi = 3;  // raise it with every change of native.h; library.py holds the same
+constexpr int32_t kAbi = 4;  // raise it with every change of native.h; library.py holds the same
 
 constexpr int kMaxPaths = 6;
 
@@ -82,6 +82,12 @@ NATIVE_API int32_t native_layer(const Layer* layer) {
   const Kernels* kernels = kernels_of(layer->path);
   if (!kernels) return kUnknownPath;
   return run_layer(*kernels, *layer);
+}
+
+NATIVE_API int32_t native_attend(const Attend* call) {
+  const Kernels* kernels = kernels_of(call->path);
+  if (!kernels) return kUnknownPath;
+  return run_attend(*kernels, *call);
 }
 
 NATIVE_API int32_t native_step(const Step* step) {

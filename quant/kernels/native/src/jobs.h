@@ -12,6 +12,9 @@ Status run_matmul(const Kernels& kernels, const Matrix& weight, const void* hidd
                   int32_t dtype, int64_t num_tokens, void* out);
 Status run_layer(const Kernels& kernels, const Layer& layer);
 
+// Attention of a chunk of a prompt.
+Status run_attend(const Kernels& kernels, const Attend& call);
+
 // One decoded token; see step.cpp.
 Status run_step(const Kernels& kernels, const Step& step);
 

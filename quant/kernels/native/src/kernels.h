@@ -31,6 +31,30 @@ struct Attention {
   float* sums;           // [num_queries]: Σ e^(score − largest)
 };
 
+// Some tokens of the query heads that share a key and value head.
+struct ManyQueries {
+  const void* queries;  // of dtype: head h's begin h · head_step elements on, [num_tokens, head_dim]
+  const void* keys;     // [first_position + num_tokens, head_dim]
+  const void* values;   // likewise
+  int32_t dtype;
+  int64_t head_dim, num_heads, num_tokens, head_step;
+  int64_t first_position;  // token i sees keys 0 … first_position + i
+};
+
+constexpr int64_t kKeys = 64;  // keys at a time
+
+// Float32. ld is head_dim and num_rows is num_heads · num_tokens, both up to a multiple of 16.
+struct AttentionScratch {
+  float* queries;  // [ld, num_rows]
+  float* keys;     // [kKeys, ld]; also values
+  float* scores;   // [kKeys, num_rows]
+  float* out;      // [num_rows, ld]: the result, a row a (head, token)
+  float* largest;  // [num_rows]
+  float* sums;     // [num_rows]
+  float* factors;  // [num_rows]
+  int64_t ld, num_rows;
+};
+
 // Results are float32 [n, ld]; ld and the rows written are padded to a multiple of 16.
 struct Kernels {
   const char* name;
@@ -72,6 +96,9 @@ struct Kernels {
                    float* out);
   float (*dot)(const float* x, const float* y, int64_t n);
   void (*attend)(const Attention& attention);
+
+  // Of a prompt; see attention.h. False if a score is not finite.
+  bool (*attend_many)(const ManyQueries& queries, const AttentionScratch& scratch);
 
   uint64_t (*read)(const uint8_t* data, int64_t nbytes);
 };

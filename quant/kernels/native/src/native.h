@@ -73,6 +73,16 @@ struct Layer {
   int32_t path;  // index of the instruction set, −1 for the best
 };
 
+// Attention of the last tokens of a cache over all up to their own.
+struct Attend {
+  const void* queries;  // [num_heads, num_tokens, head_dim] of dtype
+  const void* keys;     // num_kv_heads times [num_held, head_dim], kv_step elements apart
+  const void* values;   // likewise
+  void* out;            // [num_tokens, num_heads, head_dim] of dtype
+  int64_t num_heads, num_kv_heads, head_dim, num_tokens, num_held, kv_step;
+  int32_t dtype, path;
+};
+
 // One decoder block of a step. A dense block has no router; its MLP is then `shared`.
 struct StepLayer {
   const float* input_norm;       // [hidden_size]

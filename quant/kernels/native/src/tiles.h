@@ -4,6 +4,7 @@
 // Every row is summed in the same order whatever the tile, so results depend neither on how rows
 // are split over threads nor on how tokens are split over tiles.
 #pragma once
+#include "attention.h"
 #include "decoding.h"
 #include "elementwise.h"
 
@@ -216,11 +217,11 @@ template <class Isa>
 const Kernels* table() {
   static const Kernels kernels = {
       Isa::kName,       Isa::kMaxDirectPacked, Isa::kMaxDirectInt8, false,
-      quantize,
-      widen,            narrow,                swiglu,              add_scaled,
-      packed_rows<Isa>, int8_rows<Isa>,        encode_block,        expand_packed<Isa>,
-      expand_int8<Isa>, wide_rows<Isa>,        round_bf16,           rms_norm<Isa>,
-      dot<Isa>,         attend<Isa>,           read_words,
+      quantize,         widen,                 narrow,              swiglu,
+      add_scaled,       packed_rows<Isa>,      int8_rows<Isa>,      encode_block,
+      expand_packed<Isa>, expand_int8<Isa>,    wide_rows<Isa>,      round_bf16,
+      rms_norm<Isa>,    dot<Isa>,              attend<Isa>,         attend_many<Isa>,
+      read_words,
   };
   return &kernels;
 }
