@@ -52,6 +52,7 @@ class ChatBackend(Protocol):
         think: ThinkMode = "auto",
         part: Message | None = None,
         structure: Structure | None = None,
+        session: str = "",
     ) -> Iterator[StreamEvent]:
         """Answer a conversation; the last event is always a TurnEnd.
 
@@ -62,6 +63,9 @@ class ChatBackend(Protocol):
             think: Whether it thinks.
             part: What there is of the answer already; only what follows it is told.
             structure: What the answer must be; the thinking is free.
+            session: The name under which the conversation is saved, empty if it is not. What was
+                read of it may be kept on disk under that name, and is when the next conversation
+                begins or the engine is closed.
 
         Raises:
             UsageError: If the model cannot think as asked, has no chat template, or the structure

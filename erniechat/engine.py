@@ -4,7 +4,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,55 +16,22 @@ from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
 from erniechat.errors import ContextLengthError, UsageError
 from erniechat.events import (
-    BudgetReached,
-    FinishReason,
     Progress,
-    Seconds,
     StreamEvent,
     TextDelta,
     ToolCall,
-    TurnEnd,
-    Usage,
 )
 from erniechat.generation.generate import Limits, decode, prefill
-from erniechat.generation.guide import Guide, ThinkingBudget
+from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
-from erniechat.generation.structure import StructureGuide
 from erniechat.model.decoder import Decoder
+from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import SamplingOptions, Structure
 from erniechat.prompts import PromptTools
+from erniechat.turn import Turn
 from quant.memory import process_memory
 
-
-@dataclass(slots=True)
-class _Turn:
-    """What is counted while a reply runs."""
-
-    prompt: int
-    cached: int = 0
-    tokens: dict[Section, int] = field(default_factory=lambda: {"thinking": 0, "answer": 0})
-    seconds: dict[Section, float] = field(default_factory=lambda: {"thinking": 0.0, "answer": 0.0})
-    read_seconds: float = 0.0
-    has_called: bool = False
-    finish_reason: FinishReason = "length"
-    budget_told: bool = False
-
-    def end(self, seed: int, guides: Sequence[Guide] = ()) -> TurnEnd:
-        reason = self.finish_reason
-        if reason == "stop" and self.has_called:
-            reason = "tool_calls"
-        thinking, answer = self.tokens["thinking"], self.tokens["answer"]
-        usage = Usage(self.prompt, self.cached, thinking, answer)
-        seconds = Seconds(self.read_seconds, self.seconds["thinking"], self.seconds["answer"])
-        is_complete = all(g.is_complete for g in guides if isinstance(g, StructureGuide))
-        return TurnEnd(reason, usage, seconds, seed, is_complete)
-
-    def tell_budget(self, guides: Sequence[Guide]) -> list[StreamEvent]:
-        """Once, that the thinking was closed."""
-        if self.budget_told or not any(isinstance(g, ThinkingBudget) and g.is_used for g in guides):
-            return []
-        self.budget_told = True
-        return [BudgetReached(self.tokens["thinking"])]
+TIMED_TOKENS = 16  # fewer cost as much as one each, and tell nothing of a long prompt
 
 
 class Engine:
@@ -78,6 +44,7 @@ class Engine:
         stop_ids: Tokens that end a reply.
         weights_nbytes: Bytes of the weights.
         on_close: Called once by `close`, to keep the routing counts.
+        kept_caches: Where what was read of saved conversations is kept; None keeps nothing.
     """
 
     def __init__(
@@ -89,6 +56,7 @@ class Engine:
         stop_ids: frozenset[int],
         weights_nbytes: int,
         on_close: Callable[["Engine"], None] | None = None,
+        kept_caches: KeptCaches | None = None,
     ) -> None:
         self._info = info
         self.decoder = decoder
@@ -97,6 +65,9 @@ class Engine:
         self._stop_ids = stop_ids
         self._weights_nbytes = weights_nbytes
         self._on_close = on_close
+        self._kept_caches = kept_caches
+        self._session = ""  # whose conversation the cache holds, empty for none that is saved
+        self._seconds_per_token = float("inf")  # of reading, the fastest so far
         self._kv_cache = decoder.new_kv_cache(info.context_length)
         self._cancelled = threading.Event()
 
@@ -114,13 +85,14 @@ class Engine:
         think: ThinkMode = "auto",
         part: Message | None = None,
         structure: Structure | None = None,
+        session: str = "",
     ) -> Iterator[StreamEvent]:
         """See `ChatBackend.stream_reply`."""
         self._cancelled.clear()
         prompt = self.prompts.prompt(messages, tools=tools, think=think)
         prompt = self.prompts.with_part(prompt, part)
         parser = self.prompts.parser(prompt.starts_in, is_continued=part is not None)
-        return self._run(prompt, parser, sampling, structure)
+        return self._run(prompt, parser, sampling, structure, session)
 
     def stream_completion(
         self, text: str, sampling: SamplingOptions, *, structure: Structure | None = None
@@ -175,6 +147,7 @@ class Engine:
 
     def close(self) -> None:
         """See `ChatBackend.close`."""
+        self._change_session("", [])
         if self._on_close:
             on_close, self._on_close = self._on_close, None
             on_close(self)
@@ -185,6 +158,7 @@ class Engine:
         parser: ReplyParser | None,
         sampling: SamplingOptions,
         structure: Structure | None,
+        session: str = "",
     ) -> Iterator[StreamEvent]:
         """Read the prompt and generate; parser None passes all text on."""
         input_ids = self.prompts.tokenizer.encode(prompt.text)
@@ -205,7 +179,25 @@ class Engine:
         )
         guides: list[Guide] = [*self.prompts.budget(options.think_budget, parser)]
         guides += self.prompts.structure(structure, prompt, parser, self._stop_ids)
-        return self._stream(input_ids, parser, _sampler(options), limits, seed, guides)
+        return self._stream(input_ids, parser, _sampler(options), limits, seed, guides, session)
+
+    def _change_session(self, session: str, input_ids: list[int]) -> None:
+        """Keep the conversation until now, and take up another where it was left."""
+        kept, before = self._kept_caches, self._session
+        if kept is None or session == before:
+            return
+        self._session = session
+        if before:
+            kept.keep(before, self._kv_cache, self._seconds_per_token)
+        if session:
+            kept.restore(session, self._kv_cache, input_ids)
+
+    def _time_reading(self, turn: Turn, done: int) -> None:
+        """Remember how fast a prompt was read, unless too little was read to tell."""
+        num_read = done - turn.cached
+        if num_read >= TIMED_TOKENS:
+            pace = turn.read_seconds / num_read
+            self._seconds_per_token = min(self._seconds_per_token, pace)
 
     def _stream(
         self,
@@ -215,9 +207,11 @@ class Engine:
         limits: Limits,
         seed: int,
         guides: Sequence[Guide],
+        session: str,
     ) -> Iterator[StreamEvent]:
-        turn = _Turn(prompt=len(input_ids))
+        turn = Turn(prompt=len(input_ids))
         began = time.perf_counter()
+        self._change_session(session, input_ids)
         steps = prefill(self.decoder, self._kv_cache, input_ids, self._cancelled.is_set)
         turn.cached = done = next(steps)
         while True:
@@ -229,6 +223,7 @@ class Engine:
                 break
         self.num_tokens_seen += done - turn.cached
         turn.read_seconds = time.perf_counter() - began
+        self._time_reading(turn, done)
         if logits is None:
             turn.finish_reason = "cancelled"
         else:
@@ -250,7 +245,7 @@ class Engine:
         self,
         token_ids: Iterator[int],
         parser: ReplyParser | None,
-        turn: _Turn,
+        turn: Turn,
         guides: Sequence[Guide],
     ) -> Iterator[StreamEvent]:
         """Decode and parse tokens as they come, and count and time them by section."""

@@ -18,6 +18,7 @@ from erniechat.chat.generation_defaults import (
     sampling_defaults,
     stop_token_ids,
 )
+from erniechat.chat.sessions import kept_folder
 from erniechat.chat.template import ChatTemplate
 from erniechat.chat.tokenizer import Tokenizer
 from erniechat.engine import Engine
@@ -35,11 +36,12 @@ from erniechat.model.conversion import (
     plan_readings,
 )
 from erniechat.model.families import family_of
+from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import LoadOptions
 from erniechat.profiles import keep_profile, known_profile
 from erniechat.prompts import PromptTools
 from erniechat.resolve import resolve
-from erniechat.sizes import least_size
+from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
 from quant.copy import COPY_VERSION, CopyWriter, MemoryWeights, QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.formats import format_named
@@ -129,7 +131,15 @@ def load_engine(
         stop_ids=stop_token_ids(prompts.tokenizer, prompts.template, raw_config, generation_config),
         weights_nbytes=weights.nbytes,
         on_close=lambda engine: keep_profile(engine, fingerprint(plan.checkpoint), warn),
+        kept_caches=_kept_caches(plan, options, warn),
     )
+
+
+def _kept_caches(plan: Plan, options: LoadOptions, warn: Warn) -> KeptCaches:
+    """Where what was read of saved conversations is kept."""
+    key = f"{copy_folder(plan, '').name}-{options.dtype}-{plan.device.type}"
+    limit = size_nbytes(options.session_cache, MAX_NBYTES) or 0
+    return KeptCaches(kept_folder(), key, limit, warn)
 
 
 def make_plan(folder: Path, options: LoadOptions) -> Plan:

@@ -51,6 +51,12 @@ class LoadOptions:
     threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
     offline: bool = setting(False, "never use the network")
     copy: bool = setting(True, "keep a quantized copy on disk and start from it")
+    session_cache: str = setting(
+        "4GiB",
+        "most disk for what was read of saved chats, so that they go on at once; 0B keeps nothing",
+        metavar="SIZE",
+        is_size=True,
+    )
 
     def __post_init__(self) -> None:
         check(self)

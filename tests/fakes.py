@@ -61,6 +61,7 @@ class Asked:
     text: str = ""
     part: Message | None = None
     structure: Structure | None = None
+    session: str = ""
 
 
 INFO = ModelInfo(
@@ -105,8 +106,9 @@ class FakeBackend:
         think: ThinkMode = "auto",
         part: Message | None = None,
         structure: Structure | None = None,
+        session: str = "",
     ) -> Iterator[StreamEvent]:
-        asked = Asked(list(messages), sampling, tuple(tools), think, part=part, structure=structure)
+        asked = Asked(list(messages), sampling, tuple(tools), think, "", part, structure, session)
         prompt = self.render_prompt(messages, tools=tools, think=think)
         return self._play(asked, prompt)
 

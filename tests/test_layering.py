@@ -43,6 +43,7 @@ RANKS = (
             "erniechat.quality",
             "erniechat.engine",
             "erniechat.prompts",
+            "erniechat.turn",
         ),
         ("erniechat.ui",),
     ),

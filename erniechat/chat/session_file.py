@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from erniechat.chat.conversation import Message
-from erniechat.chat.sessions import SUFFIX, VERSION, SavedChat, find_session, sessions_folder
+from erniechat.chat.sessions import (
+    SUFFIX,
+    VERSION,
+    SavedChat,
+    find_session,
+    kept_folder,
+    sessions_folder,
+)
 from erniechat.errors import ErnieChatError, UsageError
 from erniechat.events import TurnEnd
 
@@ -187,7 +194,7 @@ def _lock(file_descriptor: int) -> bool:
 
 
 def remove_session(name: str) -> None:
-    """Delete a session's file.
+    """Delete a session's file, and what a model has read of it.
 
     Raises:
         UsageError: If there is none of that name, or it is in use.
@@ -199,6 +206,8 @@ def remove_session(name: str) -> None:
         try:
             if not _lock(file_descriptor):
                 raise UsageError(f"session {name} is open in another process", "leave it there")
+            for kept in kept_folder().glob(f"{path.stem}.*"):
+                kept.unlink()
             path.unlink()
         finally:
             os.close(file_descriptor)

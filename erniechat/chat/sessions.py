@@ -32,6 +32,11 @@ def sessions_folder() -> Path:
     return platformdirs.user_data_path("erniechat") / "sessions"
 
 
+def kept_folder() -> Path:
+    """Where what a model has read of sessions is kept; it can be deleted at any time."""
+    return platformdirs.user_cache_path("erniechat") / "sessions"
+
+
 @dataclass(slots=True)
 class SavedChat:
     """What a session file holds, replayed.

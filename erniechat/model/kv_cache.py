@@ -8,6 +8,14 @@ from torch import Tensor
 FIRST_CAPACITY = 1024  # tokens; doubled whenever it is full
 
 
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens at the start of two sequences are the same."""
+    for index, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        if mine != theirs:
+            return index
+    return min(len(one), len(other))
+
+
 class KVCache:
     """Grows by doubling up to the context length; keys are stored after their rotation.
 
@@ -45,6 +53,11 @@ class KVCache:
         """Bytes allocated."""
         return self._data.nbytes
 
+    @property
+    def nbytes_per_token(self) -> int:
+        """Bytes that one token takes."""
+        return self._data[:, :, :, :1].numel() * self._data.itemsize
+
     def keep_prefix(self, input_ids: Sequence[int]) -> int:
         """Forget all but the longest common prefix with a new prompt.
 
@@ -53,11 +66,7 @@ class KVCache:
         Returns:
             Tokens kept.
         """
-        length = 0
-        for held, wanted in zip(self.token_ids, input_ids[:-1], strict=False):
-            if held != wanted:
-                break
-            length += 1
+        length = common_length(self.token_ids, input_ids[:-1])
         self.forget_from(length)
         return length
 
@@ -91,6 +100,23 @@ class KVCache:
             # All of it: a device may be ahead of token_ids.
             grown[:, :, :, : self._data.shape[3]] = self._data
             self._data = grown
+
+    def stored(self, data: bytes, num_tokens: int) -> Tensor:
+        """Keys and values of tokens in the form of `data`, from their bytes."""
+        shape = (*self._data.shape[:3], num_tokens, self._data.shape[4])
+        return torch.frombuffer(bytearray(data), dtype=self._data.dtype).view(shape)
+
+    def append_stored(self, input_ids: Sequence[int], data: Tensor) -> None:
+        """Append tokens whose keys and values are known already.
+
+        Args:
+            input_ids: The tokens.
+            data: ``[2, layers, key and value heads, num_tokens, width]``, as in `data`.
+        """
+        begin = len(self.token_ids)
+        self.reserve(begin + len(input_ids))
+        self._data[:, :, :, begin : begin + len(input_ids)] = data
+        self.token_ids.extend(input_ids)
 
     @property
     def storage(self) -> tuple[int, int]:

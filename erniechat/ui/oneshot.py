@@ -172,7 +172,12 @@ def _events(backend: ChatBackend, request: Request, raw: bool) -> Iterator[Strea
     if raw:
         return backend.stream_completion(request.prompt, sampling, structure=structure)
     return backend.stream_reply(
-        request.messages, sampling, tools=request.tools, think=request.think, structure=structure
+        request.messages,
+        sampling,
+        tools=request.tools,
+        think=request.think,
+        structure=structure,
+        session=request.file.id if request.file else "",
     )
 
 

@@ -146,6 +146,7 @@ class Session:
             tools=self.tools,
             think=self.settings.think,
             part=turn.part,
+            session=self.id,
         )
 
     def save_part(self, record: ReplyRecord) -> None:
