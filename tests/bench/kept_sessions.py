@@ -7,6 +7,7 @@ comes back soon.
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import tempfile
@@ -41,7 +42,7 @@ def main() -> None:
                 times.append(time.perf_counter())
                 assert kept.restore("a", decoder.new_kv_cache(4096), ids) == num_tokens - 1
                 times.append(time.perf_counter())
-                rows.append([b - a for a, b in zip(times, times[1:], strict=False)])
+                rows.append([b - a for a, b in itertools.pairwise(times)])
                 kept.path("a").unlink()
             read, write, restore = (1e3 * statistics.median(c) for c in zip(*rows, strict=True))
             nbytes = num_tokens * cache.nbytes_per_token / 1e6
