@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from erniechat.errors import MemoryLimitError, UsageError
-from erniechat.generation.generate import PREFILL_CHUNK
+from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
+from erniechat.generation.sampling import Sampler
 from erniechat.loader import (
     choose_device,
     choose_formats,
@@ -101,11 +102,14 @@ def _run(decoder: Decoder, bench: BenchOptions) -> dict[str, float]:
     for at in range(0, len(ids), PREFILL_CHUNK):
         logits = decoder.forward(ids[at : at + PREFILL_CHUNK], kv_cache)
     prefilled = _clock(decoder)
-    token_id = int(logits.argmax())
-    first = _clock(decoder)
-    for _ in range(bench.new_tokens):
-        token_id = int(decoder.forward([token_id], kv_cache).argmax())
-    decoded = _clock(decoder)
+    limits = Limits((), bench.new_tokens + 1, vocab_size)
+    sampler = Sampler(temperature=0)
+    reply = decode(decoder, kv_cache, logits[-1], sampler, limits, generator, lambda: False)
+    next(reply)  # an id is known when all that it needs is computed
+    first = time.perf_counter()
+    for _ in reply:
+        pass
+    decoded = time.perf_counter()
     return {
         "prefill": bench.prompt_tokens / (prefilled - began),
         "decode": bench.new_tokens / (decoded - first),

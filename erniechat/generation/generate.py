@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
 from erniechat.model.kv_cache import KVCache
+from erniechat.model.run_ahead import Drawing, TokenRun
 
 PREFILL_CHUNK = 512  # tokens read between two looks at cancel
 
@@ -19,6 +20,15 @@ class Model(Protocol):
 
     def forward(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
         """Logits float32 ``[1, vocab_size]`` of the token after input_ids."""
+        ...
+
+
+@runtime_checkable
+class AheadModel(Model, Protocol):
+    """A model that may choose tokens itself, so that none waits for the host."""
+
+    def start_run(self, drawing: Drawing, logits: Tensor, kv_cache: KVCache) -> TokenRun | None:
+        """Begin a reply after logits float32 ``[vocab_size]``; None if it must be chosen here."""
         ...
 
 
@@ -82,7 +92,8 @@ def decode(
     """Generate token ids, a stop token included, until one of the limits or cancel.
 
     A token's keys and values are computed when the next one is asked for, so the last token that
-    was yielded is not in the cache.
+    was yielded is not in the cache. A model that chooses tokens itself does so where no guide
+    rules; the seed is then the generator's, and what it draws is another random text.
 
     Args:
         model: Reads.
@@ -94,6 +105,12 @@ def decode(
         cancelled: Asked before each step.
         guides: Narrow the choice, each what those before it left.
     """
+    if not guides and isinstance(model, AheadModel):
+        drawing = _drawing(sampler, limits.num_tokens, generator.initial_seed())
+        run = model.start_run(drawing, logits, kv_cache)
+        if run is not None:
+            yield from _decode_ahead(run, kv_cache, limits, cancelled)
+            return
     seen_ids = list(kv_cache.token_ids)
     for step in range(limits.max_tokens):
         logits = logits[: limits.num_tokens]
@@ -107,3 +124,30 @@ def decode(
         if token_id in limits.stop_ids or step + 1 == limits.max_tokens or cancelled():
             return
         logits = model.forward([token_id], kv_cache)[-1]
+
+
+def _drawing(sampler: Sampler, num_tokens: int, seed: int) -> Drawing:
+    return Drawing(
+        temperature=sampler.temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
+        min_p=sampler.min_p,
+        repetition_penalty=sampler.repetition_penalty,
+        num_tokens=num_tokens,
+        seed=seed,
+    )
+
+
+def _decode_ahead(
+    run: TokenRun, kv_cache: KVCache, limits: Limits, cancelled: Callable[[], bool]
+) -> Iterator[int]:
+    """As `decode`; each token is being read when its id comes to be known here."""
+    for step in range(limits.max_tokens):
+        is_last = step + 1 == limits.max_tokens
+        if not is_last:
+            run.advance()
+        token_id = run.take()
+        yield token_id
+        if token_id in limits.stop_ids or is_last or cancelled():
+            return
+        kv_cache.append_tokens([token_id])

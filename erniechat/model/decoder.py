@@ -12,6 +12,7 @@ from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import causal_attention, gated_mlp, rms_norm, rotary_angles, rotate
 from erniechat.model.native_step import NativeStep
 from erniechat.model.routing import route
+from erniechat.model.run_ahead import Drawing, TokenRun
 from quant.experts.store import ExpertStore
 from quant.linear import QuantLinear, embed
 from quant.tensor import QuantTensor
@@ -99,6 +100,19 @@ class Decoder:
         except BaseException:  # Ctrl-C too: later layers have no keys of these tokens
             kv_cache.forget_from(begin)
             raise
+
+    @torch.inference_mode()
+    def start_run(self, drawing: Drawing, logits: Tensor, kv_cache: KVCache) -> TokenRun | None:
+        """Choose tokens where the model is, ahead of the host; None if this one cannot.
+
+        Args:
+            drawing: How they are chosen.
+            logits: float32 ``[vocab_size]`` after what the cache holds.
+            kv_cache: Holds the context; gets the reply.
+        """
+        if not isinstance(self.step, CapturedStep):
+            return None
+        return self.step.start_run(drawing, logits, kv_cache)
 
     def _read(
         self, input_ids: list[int], begin: int, kv_cache: KVCache, all_logits: bool

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from erniechat.model.config import ModelConfig
+from erniechat.model.device_run import DeviceRun, PinnedMailbox
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
+from erniechat.model.run_ahead import Drawing, TokenRun
 from quant.experts.pool import PooledExpertStore
 from quant.kernels.triton.backend import chunk_launchers, decode_launchers
-from quant.kernels.triton.step_weights import StepExperts, StepLayer, StepSizes
+from quant.kernels.triton.step_weights import ChoiceKind, StepExperts, StepLayer, StepSizes
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 
@@ -226,6 +228,41 @@ class CapturedStep:
         graph.replay()
         logits: Tensor = self.step.logits.clone()[None]
         return logits
+
+    def start_run(self, drawing: Drawing, logits: Tensor, kv_cache: KVCache) -> TokenRun:
+        """Choose tokens on the device from here on; the first one is launched.
+
+        Args:
+            drawing: How.
+            logits: float32 ``[vocab_size]`` after what the cache holds.
+            kv_cache: Holds the context.
+        """
+        step, num_tokens = self.step, drawing.num_tokens
+        kind = ChoiceKind(
+            num_tokens,
+            greedy=drawing.temperature == 0,
+            top_k=0 < drawing.top_k < num_tokens,
+            top_p=drawing.top_p < 1,
+        )
+
+        def launch() -> None:
+            step.forward(num_tokens)
+            step.choice.launch(kind)
+            step.advance()
+
+        graph = self.graph(kind, launch)  # to capture it changes what is set below
+        step.seen.zero_()
+        if drawing.repetition_penalty != 1:
+            step.seen[torch.tensor(sorted(set(kv_cache.token_ids)), dtype=torch.int64)] = 1
+        step.penalty.fill_(drawing.repetition_penalty)
+        step.choice.set(
+            drawing.temperature, drawing.top_k, drawing.top_p, drawing.min_p, drawing.seed
+        )
+        self.place(kv_cache, len(kv_cache) - 1)
+        step.choice.begin(logits, num_tokens)
+        step.choice.launch(kind)
+        step.advance()
+        return DeviceRun(step, kv_cache, self.place, graph.replay, PinnedMailbox())
 
     def _launch_token(self, vocab_size: int) -> None:
         self.step.penalty.fill_(1.0)

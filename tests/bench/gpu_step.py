@@ -1,6 +1,7 @@
 """What a token costs on a GPU: the captured step at the shape of ERNIE-4.5-21B-A3B, by kernel.
 
-    python -m tests.bench.gpu_step [--quant nf4] [--context 512 32768] [--kernels] [--tune]
+    python -m tests.bench.gpu_step [--quant nf4] [--context 512 32768] [--kernels] [--sampling]
+        [--tune]
 
 Weights are random. Times are medians over replays of the captured graph; with ``--kernels`` a
 profile of one replay follows, where the time between kernels is not counted.
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 
 import torch
 
+from erniechat.generation.generate import Limits, decode
+from erniechat.generation.sampling import Sampler
 from erniechat.model.assembly import assemble
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
@@ -26,7 +29,7 @@ from quant.copy import MemoryWeights, Weight
 from quant.formats import format_named
 from quant.kernels import backend_for
 from quant.kernels.triton.backend import decode_launchers
-from quant.kernels.triton.step_weights import Tuning
+from quant.kernels.triton.step_weights import ChoiceKind, Tuning
 
 HUB_CONFIG = {
     "model_type": "ernie4_5_moe",
@@ -242,6 +245,51 @@ def profile_prefill(decoder: Decoder, length: int) -> None:
     profile(run, "prefill")
 
 
+def time_choices(decoder: Decoder, quant: str) -> None:
+    """What choosing a token costs, alone in a graph, and whole tokens with it."""
+    captured, vocab_size = decoder.step, SHAPE_21B.vocab_size
+    step = captured.step
+    kinds = {
+        "greedy": ChoiceKind(vocab_size),
+        "off": ChoiceKind(vocab_size, greedy=False),
+        "top_p 0.8": ChoiceKind(vocab_size, greedy=False, top_p=True),
+        "top_k 40, top_p 0.8": ChoiceKind(vocab_size, greedy=False, top_k=True, top_p=True),
+    }
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(vocab_size, generator=generator)).to(DEVICE)
+    for name, kind in kinds.items():
+        step.choice.set(0.8, 40, 0.8, 0.0, 1)
+
+        def launch(kind: ChoiceKind = kind) -> None:
+            step.choice.launch(kind)
+
+        graph = captured.graph(("choice", kind), launch)
+        step.choice.begin(logits, vocab_size)
+        us = 1e3 * median_ms(graph.replay, 200)
+
+        sampler = {
+            "greedy": Sampler(0.0),
+            "off": Sampler(0.8),
+            "top_p 0.8": Sampler(0.8, 0, 0.8),
+            "top_k 40, top_p 0.8": Sampler(0.8, 40, 0.8),
+        }[name]
+        kv_cache = filled_cache(decoder, 512)
+        limits = Limits((), 257, vocab_size)
+        ids = decode(decoder, kv_cache, logits, sampler, limits, generator, lambda: False)
+        next(ids)
+        began = time.perf_counter()
+        count = sum(1 for _ in ids)
+        ms = 1e3 * (time.perf_counter() - began) / count
+        report(
+            event="choice",
+            quant=quant,
+            sampling=name,
+            us=round(us, 1),
+            token_ms=round(ms, 4),
+            tok_s=round(1e3 / ms, 1),
+        )
+
+
 def variants() -> Iterator[tuple[str, dict[str, object]]]:
     yield "pdl", {"pdl": True}
     yield "add warps 8", {"add_warps": 8}
@@ -281,6 +329,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[32, 512])
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--check-layers", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--sampling", action="store_true")
     parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -300,6 +349,8 @@ def main() -> None:
                 ms=round(ms, 4),
                 tok_s=round(1e3 / ms, 1),
             )
+        if args.sampling:
+            time_choices(decoder, quant)
         if args.kernels:
             apart = tuned(decoder, pdl=False)
             time_decode(decoder, args.context[0], apart)

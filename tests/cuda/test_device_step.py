@@ -9,9 +9,13 @@ import torch
 HAS_CUDA = torch.cuda.is_available()
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
+from erniechat.generation.generate import Limits, decode  # noqa: E402
+from erniechat.generation.sampling import Sampler  # noqa: E402
 from erniechat.model.decoder import Decoder, DecoderWeights  # noqa: E402
 from erniechat.model.device_step import CapturedStep, build_chunk, build_step  # noqa: E402
 from erniechat.model.families import family_of  # noqa: E402
+from erniechat.model.kv_cache import KVCache  # noqa: E402
+from erniechat.model.run_ahead import Drawing  # noqa: E402
 from quant.experts.pool import ExpertPool, PooledExpertStore, split_gated  # noqa: E402
 from quant.experts.store import ResidentExpertStore  # noqa: E402
 from quant.formats import FORMATS  # noqa: E402
@@ -243,6 +247,58 @@ def test_replays_of_one_graph_serve_every_length_and_cache(model):
             actual = captured.read([token_id], on_device)[0].cpu()
             assert relative_error(actual, expected) < BOUNDS[model.format.name]
     assert len(captured._graphs) == 1
+
+
+def run_of(captured: CapturedStep, kv_cache, logits: torch.Tensor, sampler: Sampler, seed: int):
+    """Ten ids of a reply that is drawn on the device, in a copy of a cache."""
+    limits, model = Limits((), 10, 90), Captured(captured)
+    copy = KVCache(3, 2, 64, 1024, device=DEVICE)
+    copy.data.copy_(kv_cache.data)
+    copy.token_ids.extend(kv_cache.token_ids)
+    generator = torch.Generator().manual_seed(seed)
+    return list(decode(model, copy, logits, sampler, limits, generator, lambda: False)), copy
+
+
+class Captured:
+    """A captured step as a model that generation takes."""
+
+    def __init__(self, captured: CapturedStep, ahead: bool = True) -> None:
+        self.captured, self.ahead = captured, ahead
+
+    def forward(self, input_ids: list[int], kv_cache: KVCache) -> torch.Tensor:
+        kv_cache.append_tokens(input_ids)
+        return self.captured.read(input_ids, kv_cache)
+
+    def start_run(self, drawing: Drawing, logits: torch.Tensor, kv_cache: KVCache):
+        return self.captured.start_run(drawing, logits, kv_cache) if self.ahead else None
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_a_greedy_reply_drawn_on_the_device_is_the_one_chosen_on_the_host(model, penalty):
+    captured = CapturedStep(model.step, None, DEVICE)
+    _, kv_cache = model.caches(model.ids(70))
+    logits = Captured(captured).forward([7], kv_cache)[-1]
+    sampler, limits = Sampler(0.0, repetition_penalty=penalty), Limits((), 10, 90)
+    on_device, held = run_of(captured, kv_cache, logits, sampler, 0)
+    host = Captured(captured, ahead=False)
+    generator = torch.Generator()
+    found = list(decode(host, kv_cache, logits, sampler, limits, generator, lambda: False))
+    assert on_device == found
+    assert held.token_ids == kv_cache.token_ids
+    end = len(held)
+    assert torch.equal(held.data[:, :, :, :end], kv_cache.data[:, :, :, :end])
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")
+def test_replies_drawn_on_the_device_repeat_by_their_seed(model):
+    captured = CapturedStep(model.step, None, DEVICE)
+    _, kv_cache = model.caches(model.ids(70))
+    logits = Captured(captured).forward([7], kv_cache)[-1]
+    for sampler in (Sampler(), Sampler(0.9, 30, 0.9, 0.01, 1.1), Sampler(1.5, top_p=0.95)):
+        texts = [run_of(captured, kv_cache, logits, sampler, seed)[0] for seed in (1, 1, 2)]
+        assert texts[0] == texts[1] != texts[2]
+        assert max(texts[0]) < 90
 
 
 @pytest.mark.parametrize(("held", "length"), [(0, 2), (0, 16), (70, 9), (130, 40)])

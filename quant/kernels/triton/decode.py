@@ -267,6 +267,19 @@ def add_kernel(
 
 
 @triton.jit
+def store_logits(logit, at, ok, seen, penalty, logits, best, best_at, first):
+    """Logits of a program under the repetition penalty, and the best of them; padding: -inf."""
+    factor = tl.load(penalty)
+    is_seen = tl.load(seen + at, mask=ok, other=0) != 0
+    penalized = tl.where(logit > 0, logit / factor, logit * factor)
+    logit = tl.where(is_seen, penalized, logit)
+    logit = tl.where(ok, logit, -float("inf"))
+    tl.store(logits + at, logit, mask=ok)
+    tl.store(best + tl.program_id(0), tl.max(logit))
+    tl.store(best_at + tl.program_id(0), first + tl.argmax(logit, 0))
+
+
+@triton.jit
 def head_kernel(
     codes, absmax, xq, xs, squares, seen, penalty, logits, best, best_at, eps, num_tokens,
     HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr, BITS: tl.constexpr, ROWS: tl.constexpr,
@@ -286,27 +299,7 @@ def head_kernel(
     else:
         sums = dot_bf16(codes + first * HIDDEN, HIDDEN, xq, HIDDEN, ROWS, 16 * WARPS, ok)
     logit = sums * rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
-    factor = tl.load(penalty)
-    is_seen = tl.load(seen + at, mask=ok, other=0) != 0
-    penalized = tl.where(logit > 0, logit / factor, logit * factor)
-    logit = tl.where(is_seen, penalized, logit)
-    logit = tl.where(ok, logit, -float("inf"))
-    tl.store(logits + at, logit, mask=ok)
-    tl.store(best + tl.program_id(0), tl.max(logit))
-    tl.store(best_at + tl.program_id(0), first + tl.argmax(logit, 0))
-
-
-@triton.jit
-def pick_kernel(
-    best, best_at, token, NUM: tl.constexpr, PADDED: tl.constexpr, PDL: tl.constexpr
-):  # fmt: skip
-    """The likeliest token of all programs of the head; of equals the lowest id."""
-    start_successor(PDL)
-    await_predecessor(PDL)
-    i = tl.arange(0, PADDED)
-    value = tl.load(best + i, mask=i < NUM, other=-float("inf"))
-    winner = tl.argmax(value, 0, tie_break_left=True)
-    tl.store(token, tl.load(best_at + winner))
+    store_logits(logit, at, ok, seen, penalty, logits, best, best_at, first)
 
 
 @triton.jit

@@ -13,18 +13,19 @@ import triton
 from torch import Tensor
 
 from quant.kernels.triton.attention import attention_kernel
+from quant.kernels.triton.choosing import TokenChoice
 from quant.kernels.triton.decode import (
     add_kernel,
     advance_kernel,
     embed_kernel,
     gate_up_kernel,
     head_kernel,
-    pick_kernel,
     project_kernel,
     route_kernel,
 )
 from quant.kernels.triton.step_buffers import StepBuffers
 from quant.kernels.triton.step_weights import (
+    ChoiceKind,
     StepExperts,
     StepLayer,
     StepSizes,
@@ -51,6 +52,9 @@ class DecodeStep(StepBuffers):
         experts: None for a dense model.
         inverse_frequencies: float32 ``[head_dim / 2]``.
         tuning: How kernels are cut.
+
+    Attributes:
+        choice: Chooses the next token from what `forward` left.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class DecodeStep(StepBuffers):
         self._experts = experts
         self._inverse_frequencies = inverse_frequencies
         self._pdl = self._has_pdl()
+        self.choice = TokenChoice(self, self._launch())
 
     def _has_pdl(self) -> bool:
         if INTERPRETED or not self.tuning.pdl:
@@ -247,11 +252,7 @@ class DecodeStep(StepBuffers):
 
     def pick(self, num_tokens: int) -> None:
         """Write the likeliest token of the last `forward` to ``token``."""
-        num_best = triton.cdiv(num_tokens, self.tuning.head_rows)
-        pick_kernel[(1,)](
-            self._best, self._best_at, self.token, NUM=num_best,
-            PADDED=triton.next_power_of_2(num_best), num_warps=8, **self._launch(),
-        )  # fmt: skip
+        self.choice.launch(ChoiceKind(num_tokens))
 
     def advance(self) -> None:
         """Count ``token`` as seen, and the position up."""

@@ -1,4 +1,4 @@
-"""What a captured step is made of: sizes, weights and tuning. No Triton is needed for it."""
+"""What a captured step is told: sizes, weights, tuning, choices. No Triton is needed for it."""
 
 from dataclasses import dataclass
 
@@ -103,6 +103,23 @@ class StepExperts:
     slot_of: Tensor
     counts: Tensor
     format: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceKind:
+    """What is launched to choose a token; how much of it is set on the device.
+
+    Attributes:
+        num_tokens: Tokens that may be chosen: those with the lowest ids.
+        greedy: Take the likeliest, nothing else.
+        top_k: Run top-k.
+        top_p: Run top-p.
+    """
+
+    num_tokens: int
+    greedy: bool = True
+    top_k: bool = False
+    top_p: bool = False
 
 
 def pieces(num_inputs: int, most: int) -> int:
