@@ -12,19 +12,14 @@ import torch
 from erniechat.errors import MemoryLimitError, UsageError
 from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
 from erniechat.generation.sampling import Sampler
-from erniechat.loader import (
-    choose_device,
-    choose_formats,
-    context_length,
-    load_engine,
-    set_threads,
-)
+from erniechat.loader import load_engine, set_threads
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import read_json
 from erniechat.model.decoder import Decoder
 from erniechat.model.families import family_of
 from erniechat.model.synthetic import random_weights, with_layers
 from erniechat.options import BenchOptions, LoadOptions
+from erniechat.planning import choose_device, choose_formats, context_length
 from erniechat.quality import measure_quality
 from quant.memory import process_memory
 

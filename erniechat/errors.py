@@ -6,7 +6,8 @@ ErnieChatError            1    a bug, or an error without a better place
 │   ├── ModelNotFoundError
 │   ├── UnsupportedModelError
 │   └── CheckpointError
-├── MemoryLimitError      4    does not fit
+├── MemoryLimitError      4    does not fit into memory
+├── DiskLimitError        4    does not fit on the disk
 ├── ContextLengthError    5    the prompt is longer than the context
 ├── StructureError        6    the answer breaks the asked-for structure
 └── TimeLimitError        124  --timeout has passed
@@ -55,6 +56,12 @@ class CheckpointError(ModelError):
 
 class MemoryLimitError(ErnieChatError):
     """The model or the conversation does not fit into the memory that it may use."""
+
+    exit_status = 4
+
+
+class DiskLimitError(ErnieChatError):
+    """The download or the quantized copy does not fit on the disk."""
 
     exit_status = 4
 

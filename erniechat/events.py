@@ -38,9 +38,12 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage is: ``stage`` is "read" (tokens), "load" or "quantize" (bytes)."""
+    """How far a stage is: ``stage`` is "read" (tokens), or one of the load's (bytes).
 
-    stage: Literal["read", "load", "quantize", "download"]
+    "download" and "quantize" run at the same time; "wait" is for another process that quantizes.
+    """
+
+    stage: Literal["read", "load", "quantize", "download", "wait"]
     done: int
     total: int
 

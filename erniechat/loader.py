@@ -1,15 +1,9 @@
 """LoadOptions to Engine: find the files, choose formats and kernels, quantize or map, assemble."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import platformdirs
 import torch
 
 from erniechat.backend import ModelInfo
@@ -22,48 +16,25 @@ from erniechat.chat.sessions import kept_folder
 from erniechat.chat.template import ChatTemplate
 from erniechat.chat.tokenizer import Tokenizer
 from erniechat.engine import Engine
-from erniechat.errors import CheckpointError, MemoryLimitError, UsageError
+from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import fit, this_machine
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes
 from erniechat.model.assembly import assemble
-from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import (
-    Formats,
-    Reading,
-    convert,
-    plan_readings,
-)
-from erniechat.model.families import family_of
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import LoadOptions
+from erniechat.planning import Plan, context_length, copy_folder, make_plan
 from erniechat.profiles import keep_profile, known_profile
 from erniechat.prompts import PromptTools
-from erniechat.resolve import resolve
+from erniechat.resolve import locate
 from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
-from quant.copy import COPY_VERSION, CopyWriter, MemoryWeights, QuantizedCopy, WeightSource
+from erniechat.start_plan import check_disk, what_fits
+from erniechat.weights import finished_weights
 from quant.errors import QuantError
-from quant.formats import format_named
-from quant.kernels import backend_for, set_num_threads
-
-DEFAULT_QUANT = "nf4"
-DEFAULT_MAX_CONTEXT = 32_768
+from quant.kernels import set_num_threads
 
 Report = Callable[[Progress], None]
 Warn = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will be loaded, known before a weight is read."""
-
-    checkpoint: Checkpoint
-    config: ModelConfig
-    readings: list[Reading]
-    quant: str
-    formats: Formats
-    device: torch.device
 
 
 def load_prompt_tools(options: LoadOptions) -> PromptTools:
@@ -72,7 +43,7 @@ def load_prompt_tools(options: LoadOptions) -> PromptTools:
     Raises:
         ModelError: If the model cannot be had or read.
     """
-    folder = resolve(options, weights=False)
+    folder = locate(options).folder
     return _prompt_tools(folder, options.model)
 
 
@@ -94,16 +65,19 @@ def load_engine(
     Raises:
         UsageError: If the options do not suit the model or the machine.
         ModelError: If the model cannot be had or read.
-        MemoryLimitError: If it does not fit.
+        MemoryLimitError: If it does not fit into memory.
+        DiskLimitError: If the download or the copy does not fit on the disk.
     """
     began = time.perf_counter()
     warn = warn or (lambda text: None)
-    folder = resolve(options)
+    files = locate(options)
+    folder = files.folder
     try:
-        plan = make_plan(folder, options)
+        plan = make_plan(files, options)
         set_threads(options.threads)
-        _check_places(memory_plan(plan, options, warn), options)
-        weights = _weights(plan, options, report, warn)
+        check_memory(plan, options, warn)
+        check_disk(plan, options)
+        weights = finished_weights(plan, options, report, warn)
         dtype = getattr(torch, options.dtype)
         decoder = assemble(plan.config, weights, plan.formats, plan.device, dtype)
     except QuantError as exc:
@@ -130,7 +104,7 @@ def load_engine(
         prompts,
         stop_ids=stop_token_ids(prompts.tokenizer, prompts.template, raw_config, generation_config),
         weights_nbytes=weights.nbytes,
-        on_close=lambda engine: keep_profile(engine, fingerprint(plan.checkpoint), warn),
+        on_close=lambda engine: keep_profile(engine, plan.fingerprint, warn),
         kept_caches=_kept_caches(plan, options, warn),
     )
 
@@ -140,68 +114,6 @@ def _kept_caches(plan: Plan, options: LoadOptions, warn: Warn) -> KeptCaches:
     key = f"{copy_folder(plan, '').name}-{options.dtype}-{plan.device.type}"
     limit = size_nbytes(options.session_cache, MAX_NBYTES) or 0
     return KeptCaches(kept_folder(), key, limit, warn)
-
-
-def make_plan(folder: Path, options: LoadOptions) -> Plan:
-    """Choose format, kernels and device for a checkpoint and account for its tensors.
-
-    Raises:
-        UsageError: If the options do not suit the model or the machine.
-        ModelError: If the checkpoint cannot be read.
-    """
-    checkpoint = Checkpoint(folder)
-    family = family_of(checkpoint.config)
-    config = family.parse_config(checkpoint.config)
-    readings = plan_readings(checkpoint, family, config)
-    device = choose_device(options.device)
-    quant = options.quant
-    if quant == "auto":
-        quant = checkpoint.quantized_format or DEFAULT_QUANT
-    return Plan(checkpoint, config, readings, quant, choose_formats(quant, options, device), device)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that a model runs on.
-
-    Raises:
-        UsageError: If a GPU is asked for and there is none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise UsageError('--device must be auto or cpu here, got "cuda": torch finds no GPU')
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and has_cuda) else "cpu")
-
-
-def choose_formats(quant: str, options: LoadOptions, device: torch.device) -> Formats:
-    """Formats and kernel backends; embedding and head are kept in at least 8 bits.
-
-    Raises:
-        UsageError: If the asked-for kernels do not serve the format.
-    """
-    embedding = "bf16" if quant == "bf16" else "int8"
-    try:
-        backend = backend_for(quant, device, options.kernels)
-        name = backend.name if not backend.why_not(embedding, device) else "auto"
-        return Formats(
-            format_named(quant),
-            format_named(embedding),
-            backend,
-            backend_for(embedding, device, name),
-        )
-    except QuantError as exc:
-        raise UsageError(str(exc)) from exc
-
-
-def context_length(options: LoadOptions, config: ModelConfig) -> int:
-    """Tokens of prompt and answer together.
-
-    Raises:
-        UsageError: If more is asked for than the model was made for.
-    """
-    longest = config.max_position_embeddings
-    if options.ctx is not None and options.ctx > longest:
-        raise UsageError(f'--ctx must be at most {longest:,} for this model, got "{options.ctx}"')
-    return options.ctx or min(longest, DEFAULT_MAX_CONTEXT)
 
 
 def set_threads(threads: int | None) -> None:
@@ -218,7 +130,7 @@ def memory_plan(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> M
         MemoryLimitError: If the model does not fit, naming the least that works.
     """
     sizes = model_sizes(plan.config, [reading.slot for reading in plan.readings], plan.formats)
-    profile = known_profile(fingerprint(plan.checkpoint), warn or (lambda text: None))
+    profile = known_profile(plan.fingerprint, warn or (lambda text: None))
     counts = None if profile is None else profile.counts
     context = context_length(options, plan.config)
     try:
@@ -227,6 +139,28 @@ def memory_plan(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> M
         if plan.quant not in ("bf16", "int8"):
             raise
         raise MemoryLimitError(exc.message, f"{exc.hint}, or use --4bit") from exc
+
+
+def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> MemoryPlan:
+    """The memory plan of a model that fits.
+
+    Raises:
+        UsageError: If a flag asks for more memory than there is.
+        MemoryLimitError: If it does not fit, naming what does.
+    """
+    try:
+        places = memory_plan(plan, options, warn)
+        _check_places(places, options)
+    except MemoryLimitError as exc:
+
+        def fits(other: Plan, changed: LoadOptions) -> None:
+            _check_places(memory_plan(other, changed), changed)
+
+        ways = what_fits(plan, options, fits)
+        if not ways:
+            raise
+        raise MemoryLimitError(exc.message, f"{exc.hint}; fits here: {', '.join(ways)}") from exc
+    return places
 
 
 def _check_places(plan: MemoryPlan, options: LoadOptions) -> None:
@@ -240,58 +174,3 @@ def _check_places(plan: MemoryPlan, options: LoadOptions) -> None:
             f"{plan.fixed_place}",
             f"{flag} {least_size(needed)} would hold all",
         )
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash that changes when a checkpoint does: its config, and each shard's name, size and age.
-
-    Files of the hub's cache are links whose targets are named by content, so a revision that
-    shares a file with another one shares its identity too.
-    """
-    facts: list[Any] = [checkpoint.config]
-    for shard in checkpoint.shards:
-        real = shard.resolve()
-        stat = real.stat()
-        facts.append((str(real), stat.st_size, stat.st_mtime_ns))
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def copy_folder(plan: Plan, model: str) -> Path:
-    """Where the quantized copy of a plan lives: readable name, then all that it depends on."""
-    name = "".join(c if c.isalnum() or c in "-._" else "-" for c in Path(model).name or "model")
-    kernels = f"{plan.formats.linear_backend.name}-{plan.formats.embedding_backend.name}"
-    key = f"{fingerprint(plan.checkpoint)}-{plan.quant}-{kernels}-v{COPY_VERSION}"
-    return platformdirs.user_cache_path("erniechat") / "copies" / f"{name}-{key}"
-
-
-def _weights(plan: Plan, options: LoadOptions, report: Report | None, warn: Warn) -> WeightSource:
-    """Map the quantized copy, making it first if there is none; or quantize into memory."""
-    progress = _reporter(report)
-    if not options.copy:
-        return _convert_to_memory(plan, progress)
-    folder = copy_folder(plan, options.model)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return QuantizedCopy(folder)
-    try:
-        with CopyWriter(folder, {"model": options.model, "quant": plan.quant}) as writer:
-            convert(plan.readings, plan.formats, writer, progress)
-            writer.finish()
-        return QuantizedCopy(folder)
-    except OSError as exc:
-        warn(
-            f"no quantized copy is kept: {folder.parent} cannot be written ({exc.strerror}); "
-            "the next start quantizes again, or use --no-copy"
-        )
-    return _convert_to_memory(plan, progress)
-
-
-def _convert_to_memory(plan: Plan, progress: Callable[[int, int], None] | None) -> MemoryWeights:
-    weights = MemoryWeights()
-    convert(plan.readings, plan.formats, weights, progress)
-    return weights
-
-
-def _reporter(report: Report | None) -> Callable[[int, int], None] | None:
-    if report is None:
-        return None
-    return lambda done, total: report(Progress("quantize", done, total))

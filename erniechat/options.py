@@ -57,6 +57,9 @@ class LoadOptions:
         metavar="SIZE",
         is_size=True,
     )
+    discard_originals: bool = setting(
+        False, "of a model on the hub: delete each file once its weights are in the copy"
+    )
 
     def __post_init__(self) -> None:
         check(self)

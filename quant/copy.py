@@ -1,24 +1,17 @@
-"""The quantized copy on disk: written once as a stream, then memory-mapped at every start.
+"""The quantized copy on disk: memory-mapped at every start, checked part by part.
 
 A copy is a folder of two files. ``weights.bin`` holds the parts of all weights, each at a multiple
 of 64 bytes, in the layout that the kernels read. ``index.json`` says what lies where, with a
 checksum of every part and of itself. The folder gets its final name only when both files are on
-the disk, so what has the name is complete.
+the disk, so what has the name is complete. `quant.copy_writer` writes it.
 """
 
-import fcntl
-import glob
 import json
 import mmap
 import os
-import shutil
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from io import BufferedWriter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -27,10 +20,18 @@ from torch import Tensor
 from quant.errors import QuantError
 from quant.tensor import QuantTensor
 
-COPY_VERSION = 1  # part of every key: raise it when files or layouts change
+COPY_VERSION = 2  # part of every key: raise it when files or layouts change
 ALIGNMENT = 64
 DATA_FILE = "weights.bin"
 INDEX_FILE = "index.json"
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
 
 Weight = QuantTensor | Tensor
 
@@ -61,108 +62,15 @@ class MemoryWeights(dict[str, Weight]):
         return sum(weight.nbytes for weight in self.values())
 
 
-def _parts(weight: Weight) -> Mapping[str, Tensor]:
+def weight_parts(weight: Weight) -> Mapping[str, Tensor]:
+    """The tensors that a weight is made of, by name."""
     return {"": weight} if isinstance(weight, Tensor) else weight.parts
 
 
-def _new_temporary(folder: Path) -> tuple[Path, BufferedWriter]:
-    """A folder beside the final one, and its data file, locked while the writer lives."""
-    while True:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        file = (temporary / DATA_FILE).open("wb")
-        with suppress(OSError):  # not every file system has locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return temporary, file
-        file.close()  # another writer took it for abandoned before it was locked
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what writers of this copy left that were killed: gigabytes that no one locks."""
-    for path in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        with suppress(OSError), (path / DATA_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-
-
-class CopyWriter:
-    """Writes a copy weight by weight. Use as a context manager: without `finish` nothing is kept.
-
-    Args:
-        folder: Final name of the copy; its parent is made if needed.
-        meta: What the copy is of; given back by `QuantizedCopy.meta`.
-
-    Raises:
-        OSError: If the folder cannot be written or the disk is full.
-    """
-
-    def __init__(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._entries: dict[str, Any] = {}
-        self._meta = dict(meta)
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _remove_abandoned(folder)
-        self._temporary, self._file = _new_temporary(folder)
-
-    def __enter__(self) -> "CopyWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def __setitem__(self, name: str, weight: Weight) -> None:
-        """Append a weight."""
-        entry: dict[str, Any] = {"parts": {n: self._append(p) for n, p in _parts(weight).items()}}
-        if isinstance(weight, QuantTensor):
-            entry |= {"format": weight.format, "layout": weight.layout, "shape": weight.shape}
-        self._entries[name] = entry
-
-    def _append(self, part: Tensor) -> dict[str, Any]:
-        self._file.write(bytes(-self._file.tell() % ALIGNMENT))
-        offset = self._file.tell()
-        data = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        self._file.write(data)
-        return {
-            "offset": offset,
-            "shape": list(part.shape),
-            "dtype": str(part.dtype).removeprefix("torch."),
-            "crc32": zlib.crc32(data),
-        }
-
-    def finish(self) -> None:
-        """Put everything on the disk and give the copy its name.
-
-        If another process finished the same copy first, that one stays and this one goes.
-        """
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        index = {
-            "version": COPY_VERSION,
-            "meta": self._meta,
-            "nbytes": self._file.tell(),
-            "entries": self._entries,
-        }
-        text = json.dumps(index)
-        with (self._temporary / INDEX_FILE).open("w", encoding="utf-8") as file:
-            json.dump({"crc32": zlib.crc32(text.encode()), "index": index}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            self._temporary.rename(self._folder)
-        except OSError:
-            if not (self._folder / INDEX_FILE).exists():
-                raise
-        parent = os.open(self._folder.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+def part_bytes(part: Tensor) -> memoryview:
+    """The bytes of a part as the copy has them."""
+    data: memoryview = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return data
 
 
 class QuantizedCopy:
@@ -181,6 +89,8 @@ class QuantizedCopy:
         self.folder = folder
         self.meta: Mapping[str, Any] = index["meta"]
         self._entries: dict[str, Any] = index["entries"]
+        if not all(_is_entry(entry, index["nbytes"]) for entry in self._entries.values()):
+            raise QuantError(_damaged_index(folder))
         self._memory = _map(folder / DATA_FILE, index["nbytes"])
 
     def __iter__(self) -> Iterator[str]:
@@ -202,10 +112,39 @@ class QuantizedCopy:
         return QuantTensor(entry["format"], entry["layout"], (out_features, in_features), parts)
 
     def _view(self, part: Mapping[str, Any]) -> Tensor:
-        dtype = getattr(torch, part["dtype"])
+        dtype = DTYPES[part["dtype"]]
         count = torch.Size(part["shape"]).numel()
         flat = torch.frombuffer(self._memory, dtype=dtype, count=count, offset=part["offset"])
         return flat.view(part["shape"])
+
+    def damaged(
+        self,
+        largest_nbytes: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Read weights, compare each part with its checksum, and name those that differ.
+
+        Args:
+            largest_nbytes: Of weights of one part only those that are no larger; None for all.
+            progress: Called with bytes read and bytes in all.
+        """
+        found, done = [], 0
+        for name, entry in self._entries.items():
+            parts = list(entry["parts"].values())
+            is_wanted = largest_nbytes is None or (
+                len(parts) == 1 and parts[0]["nbytes"] <= largest_nbytes
+            )
+            if not is_wanted:
+                continue
+            for part in parts:
+                end = part["offset"] + part["nbytes"]
+                if zlib.crc32(memoryview(self._memory)[part["offset"] : end]) != part["crc32"]:
+                    found.append(name)
+                    break
+            if progress:
+                done = max(done, end)
+                progress(done, self.nbytes)
+        return found
 
     def verify(self) -> None:
         """Read everything and compare it with the checksums.
@@ -213,14 +152,38 @@ class QuantizedCopy:
         Raises:
             QuantError: Naming the first weight that differs.
         """
-        for name, entry in self._entries.items():
-            for part in entry["parts"].values():
-                data = self._view(part).flatten().view(torch.uint8).numpy()
-                if zlib.crc32(data.data) != part["crc32"]:
-                    raise QuantError(
-                        f"{self.folder}: the weight {name} differs from its checksum; "
-                        "delete the folder and it will be made again"
-                    )
+        for name in self.damaged():
+            raise QuantError(
+                f"{self.folder}: the weight {name} differs from its checksum; "
+                "delete the folder and it will be made again"
+            )
+
+    def repair(self, name: str, weight: Weight) -> bool:
+        """Write a weight anew where it lies; whoever has the copy mapped sees it at once.
+
+        Args:
+            name: Of the weight.
+            weight: Made from the same checkpoint.
+
+        Returns:
+            Whether it is what was there once; if not, nothing is written.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        entry = self._entries[name]["parts"]
+        data = {key: part_bytes(part) for key, part in weight_parts(weight).items()}
+        if data.keys() != entry.keys() or any(
+            zlib.crc32(data[key]) != part["crc32"] for key, part in entry.items()
+        ):
+            return False
+        with (self.folder / DATA_FILE).open("r+b") as file:
+            for key, part in entry.items():
+                file.seek(part["offset"])
+                file.write(data[key])
+            file.flush()
+            os.fsync(file.fileno())
+        return True
 
 
 def _map(path: Path, expected_nbytes: int) -> mmap.mmap:
@@ -238,6 +201,37 @@ def _map(path: Path, expected_nbytes: int) -> mmap.mmap:
     )
 
 
+def _is_entry(entry: Any, nbytes: int) -> bool:
+    """Whether an entry of an index describes a weight that lies within the file."""
+    try:
+        for part in entry["parts"].values():
+            numel = torch.Size(part["shape"]).numel()
+            sizes = (part["offset"], part["nbytes"], *part["shape"])
+            if (
+                any(type(size) is not int or size < 0 for size in sizes)
+                or part["offset"] % ALIGNMENT
+                or part["offset"] + part["nbytes"] > nbytes
+                or part["nbytes"] != numel * DTYPES[part["dtype"]].itemsize
+                or type(part["crc32"]) is not int
+            ):
+                return False
+        if "format" in entry:
+            rows, columns = entry["shape"]
+            return (
+                isinstance(entry["format"], str)
+                and isinstance(entry["layout"], str)
+                and type(rows) is type(columns) is int
+                and rows > 0 < columns
+            )
+        return set(entry["parts"]) == {""}
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError):
+        return False
+
+
+def _damaged_index(folder: Path) -> str:
+    return f"{folder / INDEX_FILE} is damaged; delete the folder and it will be made again"
+
+
 def _read_index(folder: Path) -> dict[str, Any]:
     data = (folder / INDEX_FILE).read_bytes()
     try:
@@ -245,12 +239,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index: dict[str, Any] = file["index"]
         intact = zlib.crc32(json.dumps(index).encode()) == file["crc32"]
         version = index["version"]
+        intact &= isinstance(index["meta"], dict) and isinstance(index["entries"], dict)
+        intact &= type(index["nbytes"]) is int
     except (ValueError, KeyError, TypeError, RecursionError):
         intact, version = False, None
     if not intact:
-        raise QuantError(
-            f"{folder / INDEX_FILE} is damaged; delete the folder and it will be made again"
-        )
+        raise QuantError(_damaged_index(folder))
     if version != COPY_VERSION:
         raise QuantError(
             f"{folder} has version {version} instead of {COPY_VERSION}; "

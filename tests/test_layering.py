@@ -32,6 +32,12 @@ RANKS = (
     (
         (
             "erniechat.loader",
+            "erniechat.planning",
+            "erniechat.start_plan",
+            "erniechat.fetch_plan",
+            "erniechat.weights",
+            "erniechat.repair",
+            "erniechat.hub",
             "erniechat.fit",
             "erniechat.memory_plan",
             "erniechat.plan_text",

@@ -22,10 +22,12 @@ from erniechat.errors import (
     UsageError,
 )
 from erniechat.events import Progress, TextDelta
-from erniechat.loader import load_engine, load_prompt_tools, make_plan
+from erniechat.loader import load_engine, load_prompt_tools
 from erniechat.mini import checkpoint_folder
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions, SamplingOptions
+from erniechat.planning import make_plan
+from erniechat.resolve import ModelFiles
 from quant.memory import DeviceMemory
 from tests.engines import load_mini
 
@@ -220,7 +222,7 @@ def test_a_width_that_no_block_divides_names_the_formats_that_would_do(checkpoin
 def test_an_unknown_folder_and_an_unknown_name_are_told_apart() -> None:
     with pytest.raises(ModelNotFoundError, match=r'no folder "\./nowhere"'):
         load_engine(LoadOptions(model="./nowhere"))
-    with pytest.raises(ModelNotFoundError, match="offline, and no/such is not in the cache"):
+    with pytest.raises(ModelNotFoundError, match=r"offline \(--offline\), and no/such is not in"):
         load_engine(LoadOptions(model="no/such", offline=True))
 
 
@@ -274,7 +276,7 @@ def test_memory_that_is_asked_for_is_kept_or_refused() -> None:
 
 def test_the_bytes_of_finished_weights_are_known_beforehand() -> None:
     for quant in ("bf16", "int8", "nf4"):
-        plan = make_plan(checkpoint_folder(), LoadOptions(quant=quant))
+        plan = make_plan(ModelFiles(checkpoint_folder()), LoadOptions(quant=quant))
         engine = load_mini(quant, copy=False)
         expected = engine.memory().weights_nbytes
         assert finished_nbytes(plan.readings, plan.formats) == pytest.approx(expected, rel=0.01)

@@ -1,22 +1,21 @@
 """A checkpoint on disk: what tensors it has, and one of them at a time in memory.
 
-Headers are validated by the safetensors library. Tensors are read with pread rather than mapped:
-mapped shards would count into the memory of this process page by page.
+Tensors are read with pread rather than mapped: mapped shards would count into the memory of this
+process page by page.
 """
 
 import json
-import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erniechat.errors import CheckpointError, UnsupportedModelError
 from erniechat.model.family import shown
+from erniechat.model.stored import ShardHeader, StoredTensor, parse_header, read_header
 from quant.errors import QuantError
 from quant.formats.bnb_checkpoint import STATE_PREFIX, parse_state, read_4bit, read_8bit
 from quant.tensor import QuantTensor
@@ -24,68 +23,6 @@ from quant.tensor import QuantTensor
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MAX_JSON_NBYTES = 64 << 20
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor of a shard; nothing of it is in memory."""
-
-    name: str
-    path: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-    def read(self, index: tuple[int | slice, ...] = ()) -> Tensor:
-        """The tensor, or a contiguous part of it.
-
-        Args:
-            index: Leading indices, then at most one range of the next dimension.
-
-        Raises:
-            CheckpointError: If the file ends early.
-        """
-        shape, begin = list(self.shape), 0
-        for position in index:
-            inner = torch.Size(shape[1:]).numel()
-            if isinstance(position, slice):
-                start, stop, _ = position.indices(shape[0])
-                begin += start * inner
-                shape[0] = stop - start
-                break
-            begin += position * inner
-            shape = shape[1:]
-        nbytes = torch.Size(shape).numel() * self.dtype.itemsize
-        buffer = bytearray(nbytes)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset + begin * self.dtype.itemsize)
-            view, done = memoryview(buffer), 0
-            while done < nbytes and (count := file.readinto(view[done:])):
-                done += count
-        if done < nbytes:
-            raise CheckpointError(
-                f"{self.path.name} ends inside {self.name}", "fetch the file again"
-            )
-        if not nbytes:
-            return torch.empty(shape, dtype=self.dtype)
-        return torch.frombuffer(buffer, dtype=self.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +39,11 @@ class StoredQuantized:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.codes.nbytes + sum(part.nbytes for part in self.companions.values())
+
+    @property
+    def paths(self) -> set[Path]:
+        """The files that it is in."""
+        return {self.codes.path, *(part.path for part in self.companions.values())}
 
     def read(self) -> QuantTensor | Tensor:
         """The weight as it was quantized, or the floats that its codes mean.
@@ -127,17 +69,25 @@ class Checkpoint:
 
     Args:
         folder: With config.json and safetensors files.
+        headers: Of shards that are not there yet, or no more, by file name.
 
     Raises:
         CheckpointError: If a file is missing, damaged or contradicts another.
         UnsupportedModelError: If the folder holds another kind of checkpoint.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, headers: Mapping[str, ShardHeader] | None = None) -> None:
         self.folder = folder
         self.config = read_json(folder / "config.json")
-        self.shards = _find_shards(folder)
-        tensors = [tensor for path in self.shards for tensor in _read_header(path)]
+        headers = headers or {}
+        self.shards = _find_shards(folder, headers)
+        tensors: list[StoredTensor] = []
+        for path in self.shards:
+            header = headers.get(path.name)
+            if header is None or path.exists():
+                check_link(path)
+                header = read_header(path)
+            tensors += parse_header(path, header)
         if any(t.name.startswith("ernie.") for t in tensors):
             raise UnsupportedModelError(
                 f"{folder} is in Paddle's format (tensors named ernie.*)",
@@ -162,7 +112,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing, too large or not a JSON object.
     """
+    check_link(path)
     try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path} is not a regular file", "fetch the file again")
         if path.stat().st_size > MAX_JSON_NBYTES:
             raise CheckpointError(f"{path} is larger than 64 MiB", "fetch the file again")
         value = json.loads(path.read_text("utf-8"))
@@ -177,28 +130,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _find_shards(folder: Path) -> list[Path]:
-    """The safetensors files, in order."""
+def shard_names(folder: Path) -> list[str]:
+    """The names of the safetensors files that a folder should have, in order.
+
+    Raises:
+        CheckpointError: If its index is damaged or names files elsewhere, or there is none.
+        UnsupportedModelError: If the folder holds another kind of checkpoint.
+    """
     if (folder / INDEX_FILE).exists():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{INDEX_FILE} has no weight_map", "fetch the file again")
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
+            if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name:
                 raise CheckpointError(
                     f"{INDEX_FILE} names {shown(name)}, which is not a safetensors file beside it",
                     "do not trust this checkpoint",
                 )
-        missing = [name for name in names if not (folder / name).exists()]
-        if missing:
-            raise CheckpointError(
-                f"{len(missing)} of {len(names)} files are missing: {', '.join(missing[:3])}",
-                "fetch the model again",
-            )
-        return [folder / name for name in names]
+        return names
     if (folder / SINGLE_FILE).exists():
-        return [folder / SINGLE_FILE]
+        return [SINGLE_FILE]
     if any(folder.glob("*.pdparams")):
         raise UnsupportedModelError(
             f"{folder} is in Paddle's format", "use the checkpoint whose name ends in -PT"
@@ -214,42 +166,37 @@ def _find_shards(folder: Path) -> list[Path]:
     )
 
 
-def _read_header(path: Path) -> list[StoredTensor]:
-    """The tensors of a shard by ascending offset."""
-    try:
-        with safe_open(path, framework="np"):  # it validates the header
-            pass
-        with path.open("rb") as file:
-            header_nbytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_nbytes), object_pairs_hook=_without_repeats)
-    except (SafetensorError, OSError, ValueError) as exc:
-        reason = shown(str(exc))[1:-1]
+def check_link(path: Path) -> None:
+    """Refuse a link that leads out of a checkpoint's folder, or out of its part of the hub's cache.
+
+    In that cache a snapshot's files are links to ``blobs`` beside ``snapshots``.
+
+    Raises:
+        CheckpointError: Naming the link.
+    """
+    if not path.is_symlink():
+        return
+    home = path.parent.parent.parent if path.parent.parent.name == "snapshots" else path.parent
+    target = path.resolve()
+    if not target.is_relative_to(home.resolve()):
         raise CheckpointError(
-            f"{path.name} is not a sound safetensors file ({reason})", "fetch the file again"
-        ) from exc
-    header.pop("__metadata__", None)
-    start = 8 + header_nbytes
-    tensors = []
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise UnsupportedModelError(
-                f"{path.name}: {shown(name)} is stored as {entry['dtype']}",
-                "use a checkpoint in bfloat16, or one quantized with bitsandbytes",
-            )
-        dtype, begin = DTYPES[entry["dtype"]], start + entry["data_offsets"][0]
-        tensors.append(StoredTensor(name, path, dtype, tuple(entry["shape"]), begin))
-    size = os.path.getsize(path)
-    if any(t.offset + t.nbytes > size for t in tensors):
-        raise CheckpointError(f"{path.name} is cut short", "fetch the file again")
-    return sorted(tensors, key=lambda tensor: tensor.offset)
+            f"{path} is a link to {shown(str(target))[1:-1]}, outside the model's folder",
+            "put the file itself there, or name the folder that it is in",
+        )
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal keys a reader would silently drop one."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+def _find_shards(folder: Path, headers: Mapping[str, ShardHeader]) -> list[Path]:
+    """The safetensors files, in order."""
+    if not (folder / INDEX_FILE).exists() and SINGLE_FILE in headers:
+        return [folder / SINGLE_FILE]
+    names = shard_names(folder)
+    missing = [name for name in names if name not in headers and not (folder / name).exists()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(names)} files are missing: {', '.join(missing[:3])}",
+            "fetch the model again",
+        )
+    return [folder / name for name in names]
 
 
 def _group(tensors: list[StoredTensor]) -> list[Stored]:

@@ -1,17 +1,19 @@
 """From a checkpoint to finished weights: account for every tensor, then stream and quantize."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from erniechat.errors import CheckpointError, UnsupportedModelError, UsageError
-from erniechat.model.checkpoint import Checkpoint, Stored, StoredQuantized, StoredTensor
+from erniechat.model.checkpoint import Checkpoint, Stored, StoredQuantized
 from erniechat.model.config import ModelConfig
 from erniechat.model.family import Dense, Family, Piece, Routed, Slot, Unused, routed_name, shown
+from erniechat.model.stored import StoredTensor
 from quant.copy import Weight
 from quant.errors import QuantError
 from quant.formats import FORMATS
@@ -25,7 +27,9 @@ MAX_LISTED = 5
 
 
 class Sink(Protocol):
-    """Takes finished weights."""
+    """Takes finished weights, and knows which it has."""
+
+    def __contains__(self, name: str) -> bool: ...
 
     def __setitem__(self, name: str, weight: Weight) -> None: ...
 
@@ -149,12 +153,42 @@ def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape)) or "none"
 
 
-@dataclass(slots=True)
-class _Pending:
-    """Quantized pieces that wait for the rest of their weight or expert."""
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is made at once: a weight, or the two matrices of an expert; and all it is made of."""
 
-    pieces: dict[str, dict[int, Weight]] = field(default_factory=dict)
-    experts: dict[tuple[int, int], dict[str, QuantTensor]] = field(default_factory=dict)
+    targets: tuple[str, ...]
+    readings: tuple[Reading, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read for it."""
+        return sum(_piece_nbytes(reading) for reading in self.readings)
+
+    @property
+    def paths(self) -> set[Path]:
+        """The shards that it is in."""
+        return {path for reading in self.readings for path in reading.stored.paths}
+
+
+def plan_units(readings: list[Reading]) -> list[Unit]:
+    """Put readings together by what they make, in the order in which that can be made.
+
+    A unit comes where the last of its tensors lies on disk: none waits in memory for another.
+    """
+    units: dict[tuple[str, ...], list[Reading]] = {}
+    for reading in readings:
+        targets = _targets(reading.slot)
+        found = units.pop(targets, [])
+        units[targets] = [*found, reading]
+    return [Unit(targets, tuple(found)) for targets, found in units.items()]
+
+
+def _targets(slot: Slot) -> tuple[str, ...]:
+    if isinstance(slot, Dense):
+        return (slot.target,)
+    at = (slot.layer_idx, slot.expert_idx)
+    return routed_name(*at, "gate_up"), routed_name(*at, "down")
 
 
 def convert(
@@ -162,34 +196,72 @@ def convert(
     formats: Formats,
     sink: Sink,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    before: Callable[[Unit], None] | None = None,
+    after: Callable[[Unit], None] | None = None,
 ) -> None:
-    """Read, quantize and deliver every weight, one tensor in memory at a time.
+    """Read, quantize and deliver every weight that the sink does not have yet.
 
     Args:
         readings: From `plan_readings`.
         formats: How weights are held.
         sink: Takes each finished weight; an expert's two matrices come one after the other.
-        progress: Called with bytes read and bytes in all.
+        progress: Called with bytes read and bytes in all; what the sink has counts as read.
+        before: Called before a unit is read; may wait for its shards.
+        after: Called once it is delivered, or was there.
 
     Raises:
         CheckpointError: If a weight cannot be read or is not finite.
         UsageError: If the model's shape does not suit the format.
     """
-    pending = _Pending()
-    total = sum(_piece_nbytes(reading) for reading in readings)
-    done = 0
-    for reading in readings:
-        slot = reading.slot
-        if isinstance(slot, Routed):
-            _deliver_expert(slot, _quantized(reading, formats.linear), pending, formats, sink)
-        elif slot.role in ("linear", "embedding"):
-            weight_format = formats.linear if slot.role == "linear" else formats.embedding
-            _deliver(slot, _quantized(reading, weight_format), pending, formats, sink)
-        else:
-            _deliver(slot, _plain(reading, slot), pending, formats, sink)
-        done += _piece_nbytes(reading)
+    units = plan_units(readings)
+    total, done = sum(unit.nbytes for unit in units), 0
+    for unit in units:
+        if not all(target in sink for target in unit.targets):
+            if before:
+                before(unit)
+            for name, weight in make_unit(unit, formats):
+                sink[name] = weight
+        if after:
+            after(unit)
+        done += unit.nbytes
         if progress:
             progress(done, total)
+
+
+def make_unit(unit: Unit, formats: Formats) -> list[tuple[str, Weight]]:
+    """The finished weights of a unit, by name.
+
+    Raises:
+        CheckpointError: If a weight cannot be read or is not finite.
+        UsageError: If the model's shape does not suit the format.
+    """
+    slot = unit.readings[0].slot
+    if isinstance(slot, Routed):
+        return _make_expert(unit, formats)
+    ordered = sorted(unit.readings, key=lambda reading: _piece_of(reading.slot))
+    if slot.role in ("linear", "embedding"):
+        linear = slot.role == "linear"
+        weight_format = formats.linear if linear else formats.embedding
+        backend = formats.linear_backend if linear else formats.embedding_backend
+        matrices = [_quantized(reading, weight_format) for reading in ordered]
+        return [(slot.target, backend.prepare(concat_rows(matrices)))]
+    return [(slot.target, torch.cat([_plain(reading) for reading in ordered]))]
+
+
+def _piece_of(slot: Slot) -> int:
+    return slot.piece if isinstance(slot, Dense) else 0
+
+
+def _make_expert(unit: Unit, formats: Formats) -> list[tuple[str, Weight]]:
+    parts = {
+        reading.slot.part: _quantized(reading, formats.linear)
+        for reading in unit.readings
+        if isinstance(reading.slot, Routed)
+    }
+    joined = (concat_rows([parts["gate"], parts["up"]]), parts["down"])
+    prepare = formats.linear_backend.prepare
+    return [(name, prepare(w)) for name, w in zip(unit.targets, joined, strict=True)]
 
 
 def _piece_nbytes(reading: Reading) -> int:
@@ -235,12 +307,13 @@ def _floats(weight: QuantTensor | Tensor) -> Tensor:
     return FORMATS[weight.format].dequantize(weight, torch.float32)
 
 
-def _plain(reading: Reading, slot: Dense) -> Tensor:
+def _plain(reading: Reading) -> Tensor:
     """A tensor that is not quantized; what belongs to the router is float32 for good."""
-    stored = reading.stored
+    stored, slot = reading.stored, reading.slot
+    role = "expert" if isinstance(slot, Routed) else slot.role
     if not isinstance(stored, StoredTensor):
         raise CheckpointError(
-            f"{stored.name} is quantized, and a {slot.role} must not be",
+            f"{stored.name} is quantized, and a {role} must not be",
             "use a checkpoint that keeps it in full precision",
         )
     tensor = stored.read(reading.piece.index)
@@ -248,38 +321,6 @@ def _plain(reading: Reading, slot: Dense) -> Tensor:
         raise CheckpointError(
             f"{stored.name} has values that are NaN or infinite", "fetch the file again"
         )
-    if slot.role in ("router", "correction_bias"):
+    if role in ("router", "correction_bias"):
         tensor = tensor.float()
     return tensor.reshape(slot.shape)
-
-
-def _deliver(slot: Dense, weight: Weight, pending: _Pending, formats: Formats, sink: Sink) -> None:
-    pieces = pending.pieces.setdefault(slot.target, {})
-    pieces[slot.piece] = weight
-    if len(pieces) < slot.num_pieces:
-        return
-    ordered = [pieces[i] for i in range(slot.num_pieces)]
-    del pending.pieces[slot.target]
-    matrices = [w for w in ordered if isinstance(w, QuantTensor)]
-    if matrices:
-        linear = slot.role == "linear"
-        backend = formats.linear_backend if linear else formats.embedding_backend
-        sink[slot.target] = backend.prepare(concat_rows(matrices))
-    else:
-        sink[slot.target] = torch.cat([w for w in ordered if isinstance(w, Tensor)])
-
-
-def _deliver_expert(
-    slot: Routed, weight: QuantTensor, pending: _Pending, formats: Formats, sink: Sink
-) -> None:
-    key = (slot.layer_idx, slot.expert_idx)
-    parts = pending.experts.setdefault(key, {})
-    parts[slot.part] = weight
-    if len(parts) == 3:
-        del pending.experts[key]
-        matrices: Mapping[Literal["gate_up", "down"], QuantTensor] = {
-            "gate_up": concat_rows([parts["gate"], parts["up"]]),
-            "down": parts["down"],
-        }
-        for matrix, joined in matrices.items():
-            sink[routed_name(*key, matrix)] = formats.linear_backend.prepare(joined)

@@ -8,7 +8,13 @@ from erniechat.ui.terminal import Terminal
 from erniechat.ui.text import count, gib
 
 _LINE_SECONDS = 5.0
-_VERBS = {"load": "loading", "quantize": "quantizing", "download": "downloading", "read": "reading"}
+_VERBS = {
+    "load": "loading",
+    "quantize": "quantizing",
+    "download": "downloading",
+    "read": "reading",
+    "wait": "waiting for another process that quantizes",
+}
 
 
 def progress_text(progress: Progress, what: str = "") -> str:

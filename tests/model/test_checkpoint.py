@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erniechat.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
-from erniechat.model.checkpoint import Checkpoint, StoredTensor, read_json
+from erniechat.model.checkpoint import Checkpoint, read_json
+from erniechat.model.stored import StoredTensor
 from tests.model.checkpoints import (
     DENSE,
     MOE,
@@ -367,11 +368,31 @@ def test_a_json_file_of_absurd_size_is_not_read(tmp_path):
 
 def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path, tensors):
     blobs = write_folder(tmp_path / "blobs", MOE, tensors, num_shards=2)
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    snapshot = tmp_path / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
     for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(path)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
     assert len(load(snapshot).weights) > 0
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+@pytest.mark.parametrize("parent", ["snapshots", "folders"])
+def test_links_out_of_the_model_are_not_followed(tmp_path, tensors, name, parent):
+    outside = write_folder(tmp_path / "outside", MOE, tensors)
+    folder = write_folder(tmp_path / "model" / parent / "0123", MOE, tensors)
+    (folder / name).unlink()
+    (folder / name).symlink_to(outside / name)
+    text = refusal(folder)
+    assert f"{name} is a link to /" in text
+    assert "outside the model's folder; put the file itself there" in text
+
+
+def test_a_pipe_in_place_of_a_file_is_an_error_and_not_waited_for(tmp_path, tensors):
+    write_folder(tmp_path, MOE, tensors)
+    for name, said in ((WEIGHTS, "it is not a regular file"), ("config.json", "not a regular")):
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        assert said in refusal(tmp_path)
 
 
 # Damaged safetensors files.

@@ -140,7 +140,8 @@ from pathlib import Path
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.conversion import Formats, convert, plan_readings
 from erniechat.model.families import family_of
-from quant.copy import CopyWriter, MemoryWeights
+from quant.copy import MemoryWeights
+from quant.copy_writer import CopyWriter
 from quant.formats import FORMATS
 from quant.kernels import BACKENDS
 

@@ -1,9 +1,7 @@
 """The quantized copy: complete or not there, bit for bit the same, mapped and not read."""
 
-import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from quant.copy import ALIGNMENT, DATA_FILE, INDEX_FILE, CopyWriter, MemoryWeights, QuantizedCopy
+from quant.copy import ALIGNMENT, DATA_FILE, INDEX_FILE, MemoryWeights, QuantizedCopy
 from quant.copy import Weight as AnyWeight
+from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
 from quant.formats import FORMATS
 from quant.kernels import BACKENDS
@@ -154,113 +153,6 @@ def test_nothing_has_the_name_before_finish_and_only_the_copy_after(tmp_path, we
     assert only_entries(folder) == [INDEX_FILE, DATA_FILE]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_writer_that_is_broken_off_leaves_nothing(tmp_path, weights, error):
-    def broken_off() -> None:
-        with CopyWriter(tmp_path / "copy", {}) as writer:
-            writer["first"] = weights["first"]
-            raise error
-
-    with pytest.raises(error):
-        broken_off()
-    assert only_entries(tmp_path) == []
-
-
-def test_a_writer_without_finish_leaves_nothing(tmp_path, weights):
-    with CopyWriter(tmp_path / "copy", {}) as writer:
-        writer["first"] = weights["first"]
-    assert only_entries(tmp_path) == []
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, weights, monkeypatch):
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def finish() -> None:
-        with CopyWriter(tmp_path / "copy", {}) as writer:
-            writer["first"] = weights["first"]
-            writer.finish()
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        finish()
-    assert only_entries(tmp_path) == []
-
-
-WRITE_FOR_EVER = """
-import sys, torch
-from pathlib import Path
-from quant.copy import CopyWriter
-with CopyWriter(Path(sys.argv[1]), {}) as writer:
-    for i in range(10**9):
-        writer[str(i)] = torch.zeros(1000)
-        if i == 1000:
-            print("writing", flush=True)
-"""
-
-
-def start_writer(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITE_FOR_EVER, str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "writing\n"
-    return process
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.stdout
-    process.stdout.close()
-
-
-def test_a_killed_writer_leaves_no_copy_and_the_next_one_clears_its_rest_away(tmp_path, weights):
-    folder = tmp_path / "copy"
-    stop(start_writer(folder))
-    assert not folder.exists()
-    assert len(only_entries(tmp_path)) == 1
-    with pytest.raises(FileNotFoundError):
-        QuantizedCopy(folder)
-
-    QuantizedCopy(write(folder, weights)).verify()
-    assert only_entries(tmp_path) == ["copy"]
-
-
-def test_a_writer_at_work_is_left_alone(tmp_path, weights):
-    process = start_writer(tmp_path / "copy")
-    try:
-        write(tmp_path / "copy", weights)
-        assert len(only_entries(tmp_path)) == 2
-        assert process.poll() is None
-    finally:
-        stop(process)
-    QuantizedCopy(tmp_path / "copy").verify()
-
-
-def test_rests_of_other_copies_are_left_alone(tmp_path, weights):
-    for name in (".other.abc", ".copy", ".copyright.abc"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / DATA_FILE).write_bytes(b"x")
-    write(tmp_path / "copy", weights)
-    assert only_entries(tmp_path) == [".copy", ".copyright.abc", ".other.abc", "copy"]
-
-
-def test_of_two_writers_the_first_to_finish_wins_and_both_succeed(tmp_path):
-    folder = tmp_path / "copy"
-    with (
-        CopyWriter(folder, {"by": "first"}) as first,
-        CopyWriter(folder, {"by": "second"}) as other,
-    ):
-        first["w"] = torch.zeros(10)
-        other["w"] = torch.zeros(10)
-        other.finish()
-        first.finish()
-    copy = QuantizedCopy(folder)
-    copy.verify()
-    assert copy.meta == {"by": "second"}
-    assert only_entries(tmp_path) == ["copy"]
-
-
 def test_a_reader_keeps_its_weights_when_the_copy_is_deleted(tmp_path, weights):
     folder = write(tmp_path / "copy", weights)
     copy = QuantizedCopy(folder)
@@ -288,7 +180,7 @@ def test_a_foreign_folder_of_that_name_is_not_overwritten(tmp_path, weights):
     with pytest.raises(OSError, match="copy"):
         write(tmp_path / "copy", weights)
     assert only_entries(tmp_path / "copy") == ["precious"]
-    assert only_entries(tmp_path) == ["copy"]
+    assert only_entries(tmp_path) == [".copy.partial", "copy"]
 
 
 # Damage.
@@ -354,10 +246,10 @@ def test_every_byte_of_the_index_is_guarded(tmp_path, weights):
 
 
 def test_another_version_is_said_with_both_numbers(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr("quant.copy.COPY_VERSION", 7)
+    monkeypatch.setattr("quant.copy_writer.COPY_VERSION", 7)
     folder = write(tmp_path / "copy", weights)
     monkeypatch.undo()
-    assert "has version 7 instead of 1" in refusal(folder)
+    assert "has version 7 instead of 2" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["first", "norm", "second"])

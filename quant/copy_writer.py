@@ -1,0 +1,316 @@
+"""Writing a quantized copy so that it can be gone on with: what is written once is not lost.
+
+While a copy grows it is the folder ``.NAME.partial`` beside the final one: the data file, locked by
+its writer, and a journal with a line for each weight, written after the weight's bytes. A thread
+keeps putting both on the disk and says in the journal how far it has come; so after kill -9 at most
+the weight at work is lost, and after a power cut what was written in the last moment. The next
+writer checks what the journal does not know to be on the disk, cuts off what is not whole, and
+goes on behind it.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from quant.copy import (
+    ALIGNMENT,
+    COPY_VERSION,
+    DATA_FILE,
+    INDEX_FILE,
+    Weight,
+    part_bytes,
+    weight_parts,
+)
+from quant.tensor import QuantTensor
+
+JOURNAL_FILE = "journal"
+POLL_SECONDS = 0.2
+LOCKED = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a copy grows."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+class CopyWriter:
+    """Writes a copy weight by weight, after those that an earlier writer has left.
+
+    Use as a context manager. Without `finish` what is written stays for the next writer.
+
+    Args:
+        folder: Final name of the copy; its parent is made if needed.
+        meta: What the copy is of; given back by `QuantizedCopy.meta`.
+        waiting: Called again and again while another process writes this copy, with the bytes
+            that it has written; what it raises ends the waiting.
+
+    Attributes:
+        is_finished: Whether the copy is there, made by another process in the meantime.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, meta: Mapping[str, Any], waiting: Callable[[int], None] | None = None
+    ) -> None:
+        self._folder = folder
+        self._meta = dict(meta)
+        self._entries: dict[str, Any] = {}
+        self._is_named = False
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        opened = _open_locked(folder, waiting or (lambda nbytes: None))
+        self.is_finished = opened is None
+        if opened is None:
+            return
+        self._temporary, self._file = opened
+        try:
+            self._journal = (self._temporary / JOURNAL_FILE).open("r+b", buffering=0)
+        except FileNotFoundError:
+            self._journal = (self._temporary / JOURNAL_FILE).open("x+b", buffering=0)
+        self._go_on()
+        self._syncer = _Syncer(self._file, self._journal)
+
+    def __enter__(self) -> "CopyWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.is_finished:
+            return
+        self._syncer.close()
+        self._journal.close()
+        is_of_use = self._entries and self._temporary == partial_folder(self._folder)
+        if not self._is_named and not is_of_use:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._file.close()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a weight is written."""
+        return name in self._entries
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written."""
+        return self._file.tell()
+
+    def _go_on(self) -> None:
+        """Take over what an earlier writer has left, as far as it is sound."""
+        lines = _read_journal(self._journal)
+        header = {"version": COPY_VERSION}
+        if not lines or lines[0][0] != header:
+            lines = []
+        synced = max((line["synced"] for line, _ in lines if "synced" in line), default=0)
+        size = self._file.seek(0, os.SEEK_END)
+        end_of_data, end_of_journal = 0, lines[0][1] if lines else 0
+        for line, end in lines[1:]:
+            if "entry" in line:
+                parts = line["entry"]["parts"].values()
+                stop = max((part["offset"] + part["nbytes"] for part in parts), default=0)
+                if stop > size or (stop > synced and not self._is_sound(parts)):
+                    break
+                self._entries[line["name"]] = line["entry"]
+                end_of_data = stop
+            end_of_journal = end
+        os.ftruncate(self._file.fileno(), end_of_data)
+        self._file.seek(end_of_data)
+        os.ftruncate(self._journal.fileno(), end_of_journal)
+        self._journal.seek(end_of_journal)
+        if not end_of_journal:
+            _append_line(self._journal, header)
+
+    def _is_sound(self, parts: Any) -> bool:
+        return all(
+            zlib.crc32(os.pread(self._file.fileno(), part["nbytes"], part["offset"]))
+            == part["crc32"]
+            for part in parts
+        )
+
+    def __setitem__(self, name: str, weight: Weight) -> None:
+        """Append a weight.
+
+        Raises:
+            OSError: If the disk is full, now or when earlier weights were put on it.
+        """
+        self._syncer.check()
+        parts = weight_parts(weight)
+        entry: dict[str, Any] = {"parts": {n: self._append(part) for n, part in parts.items()}}
+        if isinstance(weight, QuantTensor):
+            entry |= {"format": weight.format, "layout": weight.layout, "shape": weight.shape}
+        self._syncer.journal({"name": name, "entry": entry})
+        self._entries[name] = entry
+
+    def _append(self, part: Tensor) -> dict[str, Any]:
+        position = self._file.tell()
+        offset = position + -position % ALIGNMENT
+        data = part_bytes(part)
+        _write_all(self._file, bytes(offset - position))
+        _write_all(self._file, data)
+        return {
+            "offset": offset,
+            "nbytes": len(data),
+            "shape": list(part.shape),
+            "dtype": str(part.dtype).removeprefix("torch."),
+            "crc32": zlib.crc32(data),
+        }
+
+    def sync(self) -> None:
+        """Put all weights on the disk now, before what they were made from is deleted."""
+        self._syncer.check()
+        os.fsync(self._file.fileno())
+        os.fsync(self._journal.fileno())
+
+    def finish(self) -> None:
+        """Put everything on the disk and give the copy its name."""
+        self._syncer.close()
+        self._syncer.check()
+        os.fsync(self._file.fileno())
+        index = {
+            "version": COPY_VERSION,
+            "meta": self._meta,
+            "nbytes": self._file.tell(),
+            "entries": self._entries,
+        }
+        text = json.dumps(index)
+        with (self._temporary / INDEX_FILE).open("w", encoding="utf-8") as file:
+            json.dump({"crc32": zlib.crc32(text.encode()), "index": index}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        (self._temporary / JOURNAL_FILE).unlink()
+        try:
+            self._temporary.rename(self._folder)
+        except OSError:
+            if not (self._folder / INDEX_FILE).exists():
+                raise
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._is_named = True
+        parent = os.open(self._folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+class _Syncer:
+    """A thread that puts a data file and its journal on the disk, one after the other, always.
+
+    Args:
+        data: The data file.
+        journal: Gets a line ``synced`` once the data before it is on the disk.
+    """
+
+    def __init__(self, data: FileIO, journal: FileIO) -> None:
+        self._data = data
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._dirty = threading.Event()
+        self._is_closed = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="copy-sync", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._dirty.wait() and not self._is_closed:
+            self._dirty.clear()
+            position = self._data.tell()
+            try:
+                os.fdatasync(self._data.fileno())
+                with self._lock:
+                    _append_line(self._journal, {"synced": position})
+                os.fdatasync(self._journal.fileno())
+            except OSError as exc:
+                self._error = exc
+                return
+
+    def journal(self, line: Mapping[str, Any]) -> None:
+        """Add a line for data that is written."""
+        with self._lock:
+            _append_line(self._journal, line)
+        self._dirty.set()
+
+    def check(self) -> None:
+        """Raise what has gone wrong."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the thread."""
+        self._is_closed = True
+        self._dirty.set()
+        self._thread.join()
+
+
+def _write_all(file: FileIO, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _append_line(journal: FileIO, line: Mapping[str, Any]) -> None:
+    text = json.dumps(line).encode()
+    _write_all(journal, b"%08x " % zlib.crc32(text) + text + b"\n")
+
+
+def _read_journal(journal: FileIO) -> list[tuple[dict[str, Any], int]]:
+    """Its sound lines up to the first that is not, each with the offset where it ends."""
+    lines: list[tuple[dict[str, Any], int]] = []
+    end = 0
+    for raw in journal.readall().splitlines(keepends=True):
+        end += len(raw)
+        try:
+            checksum, text = raw[:8], raw[9:-1]
+            if not raw.endswith(b"\n") or int(checksum, 16) != zlib.crc32(text):
+                break
+            lines.append((json.loads(text), end))
+        except ValueError:
+            break
+    return lines
+
+
+def _open_locked(folder: Path, waiting: Callable[[int], None]) -> tuple[Path, FileIO] | None:
+    """The partial folder and its locked data file; None if the copy gets finished meanwhile."""
+    partial = partial_folder(folder)
+    while True:
+        if (folder / INDEX_FILE).exists():
+            return None
+        partial.mkdir(exist_ok=True, mode=0o700)
+        descriptor = os.open(partial / DATA_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.fdopen(descriptor, "r+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            size = os.fstat(file.fileno()).st_size
+            file.close()
+            if exc.errno not in LOCKED:
+                return _open_unlocked(folder)
+            waiting(size)
+            time.sleep(POLL_SECONDS)
+            continue
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(partial / DATA_FILE)):
+                return partial, file
+        file.close()  # finished or deleted between opening and locking
+
+
+def _open_unlocked(folder: Path) -> tuple[Path, FileIO]:
+    """A folder of its own, where the file system has no locks: nothing is gone on with there."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    return temporary, (temporary / DATA_FILE).open("w+b", buffering=0)
