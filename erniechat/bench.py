@@ -32,7 +32,7 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     """Measure a model's speed, or with ``bench.quality`` what its quantization costs.
 
     One run is not counted; the prompt is random with a fixed seed; tokens are decoded greedily
-    and no token stops them. The device is synchronized before each reading of the clock.
+    and no token stops them. The clock is read when the device is done or an id has come from it.
 
     Args:
         load: Which model, and how it is held.

@@ -27,7 +27,7 @@ from quant.kernels.triton.step_weights import ChoiceKind, StepSizes, Tuning  # n
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 DEVICE = torch.device("cuda" if HAS_CUDA else "cpu")
-NUM_DRAWS = 40_000 if HAS_CUDA else 400
+NUM_DRAWS = 20_000 if HAS_CUDA else 400
 REAL_VOCAB = 103_424
 
 
@@ -90,7 +90,7 @@ def wanted(sampler: Sampler, logits: torch.Tensor) -> tuple[set[int], set[int]]:
     probabilities = without.probabilities(logits.double())
     ordered, order = probabilities.sort(descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
-    near = set(order[(before - sampler.top_p).abs() < 1e-6].tolist())
+    near = set(order[(before - sampler.top_p).abs() < 3e-6].tolist())
     plain = Sampler(sampler.temperature, sampler.top_k, sampler.top_p)
     kept = plain.probabilities(logits.double()) > 0
     # A probability that float64 rounds to 0 is kept all the same where nothing cuts it off.

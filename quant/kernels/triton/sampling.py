@@ -268,8 +268,8 @@ def draw_kernel(
     tl.store(winners + tl.program_id(0), (first + tl.argmax(score, 0)).to(tl.int64))
     if is_last(counter, tl.num_programs(0)):
         i = tl.arange(0, PADDED)
-        score = tl.load(
+        best = tl.load(
             scores + i, mask=i < tl.num_programs(0), other=-float("inf"), cache_modifier=".cg"
         )
-        winner = tl.load(winners + tl.argmax(score, 0), cache_modifier=".cg")
+        winner = tl.load(winners + tl.argmax(best, 0), cache_modifier=".cg")
         tl.store(token, tl.minimum(winner, num_tokens - 1))
