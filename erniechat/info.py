@@ -14,7 +14,7 @@ from quant.kernels.native import NativeBackend
 
 PACKAGES = (
     "torch", "tokenizers", "huggingface_hub", "bitsandbytes", "prompt_toolkit", "rich",
-    "llguidance", "shtab",
+    "llguidance", "gguf", "shtab",
 )  # fmt: skip  # a list to read
 
 

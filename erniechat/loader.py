@@ -2,19 +2,12 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from erniechat.backend import ModelInfo
-from erniechat.chat.generation_defaults import (
-    read_generation_config,
-    sampling_defaults,
-    stop_token_ids,
-)
+from erniechat.chat.generation_defaults import sampling_defaults, stop_token_ids
 from erniechat.chat.sessions import kept_folder
-from erniechat.chat.template import ChatTemplate
-from erniechat.chat.tokenizer import Tokenizer
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
@@ -22,6 +15,7 @@ from erniechat.fit import fit, this_machine
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes
 from erniechat.model.assembly import assemble
 from erniechat.model.kept_cache import KeptCaches
+from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, context_length, copy_folder, make_plan
 from erniechat.profiles import keep_profile, known_profile
@@ -43,13 +37,7 @@ def load_prompt_tools(options: LoadOptions) -> PromptTools:
     Raises:
         ModelError: If the model cannot be had or read.
     """
-    folder = locate(options).folder
-    return _prompt_tools(folder, options.model)
-
-
-def _prompt_tools(folder: Path, model: str, vocab_size: int | None = None) -> PromptTools:
-    template = ChatTemplate.from_folder(folder, model=model)
-    return PromptTools(Tokenizer.from_folder(folder, vocab_size), template, model)
+    return read_prompt_tools(locate(options).folder, options.model)
 
 
 def load_engine(
@@ -71,7 +59,6 @@ def load_engine(
     began = time.perf_counter()
     warn = warn or (lambda text: None)
     files = locate(options)
-    folder = files.folder
     try:
         plan = make_plan(files, options)
         set_threads(options.threads)
@@ -86,8 +73,9 @@ def load_engine(
         raise MemoryLimitError(
             f"{options.model} does not fit into the free memory", "use --4bit or a smaller model"
         ) from exc
-    prompts = _prompt_tools(folder, options.model, plan.config.vocab_size)
-    raw_config, generation_config = plan.checkpoint.config, read_generation_config(folder)
+    checkpoint, vocab_size = plan.checkpoint, plan.config.vocab_size
+    prompts = read_prompt_tools(files.folder, options.model, checkpoint, vocab_size)
+    generation_config = read_generation_values(files.folder, checkpoint)
     info = ModelInfo(
         model=options.model,
         quant=plan.quant,
@@ -102,7 +90,9 @@ def load_engine(
         info,
         decoder,
         prompts,
-        stop_ids=stop_token_ids(prompts.tokenizer, prompts.template, raw_config, generation_config),
+        stop_ids=stop_token_ids(
+            prompts.tokenizer, prompts.template, checkpoint.config, generation_config
+        ),
         weights_nbytes=weights.nbytes,
         on_close=lambda engine: keep_profile(engine, plan.fingerprint, warn),
         kept_caches=_kept_caches(plan, options, warn),

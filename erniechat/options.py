@@ -19,7 +19,9 @@ from erniechat.option import Option, plain_type, setting
 class LoadOptions:
     """Which model, and how it is held."""
 
-    model: str = setting("mini", "hub name, folder, or mini (built in)", metavar="NAME", short="-m")
+    model: str = setting(
+        "mini", "hub name, folder, FILE.gguf, or mini (built in)", metavar="NAME", short="-m"
+    )
     revision: str | None = setting(None, "branch, tag or commit on the hub", metavar="REV")
     quant: str = setting(
         "auto",

@@ -17,6 +17,7 @@ from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats, Reading, plan_readings
 from erniechat.model.families import family_of
+from erniechat.model.gguf_checkpoint import GgufCheckpoint
 from erniechat.model.stored import ShardHeader
 from erniechat.options import LoadOptions
 from erniechat.resolve import ModelFiles
@@ -57,7 +58,10 @@ def make_plan(files: ModelFiles, options: LoadOptions) -> Plan:
         UsageError: If the options do not suit the model or the machine.
         ModelError: If the checkpoint cannot be read.
     """
-    checkpoint = Checkpoint(files.folder, _headers(files.hub) if files.hub else None)
+    if files.folder.is_file():
+        checkpoint: Checkpoint = GgufCheckpoint(files.folder)
+    else:
+        checkpoint = Checkpoint(files.folder, _headers(files.hub) if files.hub else None)
     family = family_of(checkpoint.config)
     config = family.parse_config(checkpoint.config)
     readings = plan_readings(checkpoint, family, config)

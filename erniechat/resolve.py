@@ -1,4 +1,4 @@
-"""Where a model's files are: built in, in a folder, or on the hub."""
+"""Where a model's files are: built in, in a folder or GGUF file, or on the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from erniechat.mini import checkpoint_folder
 from erniechat.options import LoadOptions
 
 BUILT_IN = "mini"
+GGUF_SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class ModelFiles:
     """A model's files.
 
     Attributes:
-        folder: Has all small files, and the shards unless they are still on the hub.
+        folder: Has all small files, and the shards unless they are still on the hub; or is the
+            one GGUF file.
         hub: What the model is there; None if it is not from there.
     """
 
@@ -28,7 +30,7 @@ def locate(options: LoadOptions) -> ModelFiles:
     """A model's files; of one on the hub the small ones are fetched, the weights are not.
 
     Raises:
-        UsageError: If the name is neither a folder nor of the form owner/name.
+        UsageError: If the name is no folder, no GGUF file and not of the form owner/name.
         ModelError: If the model cannot be had.
     """
     if options.model == BUILT_IN:
@@ -37,7 +39,11 @@ def locate(options: LoadOptions) -> ModelFiles:
     if folder.is_dir():
         return ModelFiles(folder)
     if folder.is_file():
-        raise UsageError(f'--model must be a folder or owner/name, got the file "{folder}"')
+        if folder.suffix == GGUF_SUFFIX:
+            return ModelFiles(folder)
+        raise UsageError(
+            f'--model must be a folder, a {GGUF_SUFFIX} file or owner/name, got the file "{folder}"'
+        )
     if options.model.startswith(("/", ".", "~")) or options.model.count("/") != 1:
         raise ModelNotFoundError(
             f'there is no folder "{options.model}"',

@@ -11,6 +11,7 @@ from erniechat.errors import DiskLimitError
 from erniechat.events import Progress
 from erniechat.hub.feed import ShardFeed
 from erniechat.model.conversion import Sink, Unit, convert, finished_nbytes, plan_units
+from erniechat.model.gguf_checkpoint import loss_of
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder
 from erniechat.repair import repair
@@ -40,6 +41,7 @@ def finished_weights(
     """
     report = report or (lambda progress: None)
     if not options.copy:
+        _tell_loss(plan, warn)
         return _in_memory(plan, report)
     folder = copy_folder(plan, options.model)
     try:
@@ -51,6 +53,7 @@ def finished_weights(
         if damaged:
             warn(repair(copy, plan, damaged))
         return copy
+    _tell_loss(plan, warn)
     try:
         _make_copy(plan, options, folder, report)
         return QuantizedCopy(folder)
@@ -61,6 +64,12 @@ def finished_weights(
             "the next start quantizes again, or use --no-copy"
         )
     return _in_memory(plan, report)
+
+
+def _tell_loss(plan: Plan, warn: Warn) -> None:
+    """Say so where weights that are quantized already are quantized once more."""
+    if loss := loss_of(plan.checkpoint, plan.quant):
+        warn(loss)
 
 
 def _check_fallback(plan: Plan, folder: Path, exc: OSError) -> None:

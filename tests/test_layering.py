@@ -42,6 +42,7 @@ RANKS = (
             "erniechat.memory_plan",
             "erniechat.plan_text",
             "erniechat.profiles",
+            "erniechat.model_text",
             "erniechat.resolve",
             "erniechat.info",
             "erniechat.cache",

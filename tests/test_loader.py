@@ -227,9 +227,9 @@ def test_an_unknown_folder_and_an_unknown_name_are_told_apart() -> None:
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").touch()
-    with pytest.raises(UsageError, match="--model must be a folder or owner/name"):
-        load_engine(LoadOptions(model=str(tmp_path / "model.gguf")))
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(UsageError, match=r"--model must be a folder, a \.gguf file or owner/name"):
+        load_engine(LoadOptions(model=str(tmp_path / "model.bin")))
 
 
 def test_kernels_and_context_are_checked_before_weights_are_read() -> None:

@@ -16,7 +16,9 @@ NOT_RUN = {
     "TORCH=torch make": "fetches another torch",
     "erniechat bench --synthetic DIR": "DIR stands for a folder",
     "erniechat bench --quality FILE": "FILE stands for a file",
+    "erniechat --model FILE.gguf": "FILE stands for a file",
     "python -m tests.bench": "takes minutes",
+    "python -m tests.model.gguf_llama": "needs llama.cpp",
 }
 
 

@@ -265,9 +265,11 @@ def _make_expert(unit: Unit, formats: Formats) -> list[tuple[str, Weight]]:
 
 
 def _piece_nbytes(reading: Reading) -> int:
+    """Bytes of the file that a reading takes; in blocks, a weight is less than its dtype."""
     if isinstance(reading.stored, StoredQuantized):
         return reading.stored.nbytes
-    return torch.Size(reading.slot.shape).numel() * reading.stored.dtype.itemsize
+    whole = torch.Size(reading.stored.shape).numel()
+    return reading.stored.nbytes * torch.Size(reading.slot.shape).numel() // whole
 
 
 def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
