@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from erniechat.errors import MemoryLimitError, UsageError
+from erniechat.fit import expert_places, fit, this_machine
 from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
 from erniechat.generation.sampling import Sampler
 from erniechat.loader import load_engine, set_threads
+from erniechat.memory_plan import model_sizes
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import read_json
 from erniechat.model.decoder import Decoder
@@ -77,8 +79,11 @@ def _model(load: LoadOptions, bench: BenchOptions) -> tuple[Decoder, str, int]:
     quant = "nf4" if load.quant == "auto" else load.quant
     formats = choose_formats(quant, load, device)
     try:
+        sizes = model_sizes(config, family.tensors(config).values(), formats)
+        tokens = max(load.ctx or 0, bench.prompt_tokens + bench.new_tokens)
+        places = expert_places(fit(sizes, load, tokens, None, this_machine(device)))
         weights = random_weights(config, family, formats)
-        decoder = assemble(config, weights, formats, device, getattr(torch, load.dtype))
+        decoder = assemble(config, weights, formats, device, getattr(torch, load.dtype), places)
     except (MemoryError, torch.OutOfMemoryError) as exc:
         raise MemoryLimitError(
             f"random {quant} weights of {bench.synthetic} do not fit into the free memory",

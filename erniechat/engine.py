@@ -29,9 +29,12 @@ from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import SamplingOptions, Structure
 from erniechat.prompts import PromptTools
 from erniechat.turn import Turn
+from quant.experts.adapter import ExpertAdapter
 from quant.memory import process_memory
 
 TIMED_TOKENS = 16  # fewer cost as much as one each, and tell nothing of a long prompt
+
+ADAPT_EVERY = 256  # tokens of a reply
 
 
 class Engine:
@@ -44,6 +47,7 @@ class Engine:
         stop_ids: Tokens that end a reply.
         weights_nbytes: Bytes of the weights.
         on_close: Called once by `close`, to keep the routing counts.
+        adapter: Moves experts between turns and now and then within a long one.
         kept_caches: Where what was read of saved conversations is kept; None keeps nothing.
     """
 
@@ -56,6 +60,7 @@ class Engine:
         stop_ids: frozenset[int],
         weights_nbytes: int,
         on_close: Callable[["Engine"], None] | None = None,
+        adapter: ExpertAdapter | None = None,
         kept_caches: KeptCaches | None = None,
     ) -> None:
         self._info = info
@@ -65,6 +70,7 @@ class Engine:
         self._stop_ids = stop_ids
         self._weights_nbytes = weights_nbytes
         self._on_close = on_close
+        self._adapter = adapter
         self._kept_caches = kept_caches
         self._session = ""  # whose conversation the cache holds, empty for none that is saved
         self._seconds_per_token = float("inf")  # of reading, the fastest so far
@@ -240,6 +246,12 @@ class Engine:
             )
             yield from self._events(token_ids, parser, turn, guides)
         yield turn.end(seed, guides)
+        self._adapt()
+
+    def _adapt(self) -> None:
+        """Let experts that have become hot come to the GPU."""
+        if self._adapter is not None:
+            self._adapter.adapt(self.num_tokens_seen)
 
     def _events(
         self,
@@ -253,6 +265,8 @@ class Engine:
         clock = time.perf_counter()
         for token_id in token_ids:
             self.num_tokens_seen += 1
+            if self.num_tokens_seen % ADAPT_EVERY == 0:
+                self._adapt()
             yield from turn.tell_budget(guides)
             section: Section = parser.section if parser else "answer"
             turn.tokens[section] += 1

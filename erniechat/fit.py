@@ -18,6 +18,7 @@ from erniechat.memory_plan import (
     plan_memory,
 )
 from erniechat.model.config import ModelConfig
+from erniechat.model.expert_assembly import ExpertPlaces
 from erniechat.options import LoadOptions
 from erniechat.sizes import size_nbytes
 from quant.memory import DeviceMemory, gpu_memory, host_memory, process_memory
@@ -112,3 +113,11 @@ def fit(
         on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
     in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
     return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
+
+
+def expert_places(plan: MemoryPlan) -> ExpertPlaces:
+    """Which experts of a model on a GPU live elsewhere."""
+    if plan.fixed_place != "GPU":
+        return ExpertPlaces()
+    experts = dict(zip(plan.places, plan.placement.experts, strict=True))
+    return ExpertPlaces(experts.get("RAM", ()), experts.get("disk", ()))

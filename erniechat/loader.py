@@ -11,9 +11,10 @@ from erniechat.chat.sessions import kept_folder
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
-from erniechat.fit import fit, this_machine
+from erniechat.fit import expert_places, fit, this_machine
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes
 from erniechat.model.assembly import assemble
+from erniechat.model.decoder import Decoder
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
@@ -25,6 +26,10 @@ from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
 from erniechat.start_plan import check_disk, what_fits
 from erniechat.weights import finished_weights
 from quant.errors import QuantError
+from quant.experts.adaptation import AdaptationPolicy
+from quant.experts.adapter import ExpertAdapter
+from quant.experts.sharing import measure_sharing_costs
+from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
 
 Report = Callable[[Progress], None]
@@ -62,11 +67,12 @@ def load_engine(
     try:
         plan = make_plan(files, options)
         set_threads(options.threads)
-        check_memory(plan, options, warn)
+        memory = check_memory(plan, options, warn)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)
         dtype = getattr(torch, options.dtype)
-        decoder = assemble(plan.config, weights, plan.formats, plan.device, dtype)
+        places = expert_places(memory)
+        decoder = assemble(plan.config, weights, plan.formats, plan.device, dtype, places)
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
@@ -96,6 +102,25 @@ def load_engine(
         weights_nbytes=weights.nbytes,
         on_close=lambda engine: keep_profile(engine, plan.fingerprint, warn),
         kept_caches=_kept_caches(plan, options, warn),
+        adapter=_adapter(decoder, plan, options, warn),
+    )
+
+
+def _adapter(
+    decoder: Decoder, plan: Plan, options: LoadOptions, warn: Warn
+) -> ExpertAdapter | None:
+    """What moves experts as a conversation goes on, if they are in more than one place."""
+    store = decoder.experts
+    if not isinstance(store, TieredExpertStore) or not plan.config.moe_layers:
+        return None
+    profile = known_profile(plan.fingerprint, warn)
+    return ExpertAdapter(
+        store,
+        plan.config.moe_layers,
+        measure_sharing_costs(plan.device),
+        None if profile is None else profile.counts,
+        0.0 if profile is None else profile.num_tokens,
+        AdaptationPolicy(is_on=options.adapt),
     )
 
 
@@ -140,11 +165,11 @@ def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> 
     """
     try:
         places = memory_plan(plan, options, warn)
-        _check_places(places, options)
+        _check_places(places, plan, options)
     except MemoryLimitError as exc:
 
         def fits(other: Plan, changed: LoadOptions) -> None:
-            _check_places(memory_plan(other, changed), changed)
+            _check_places(memory_plan(other, changed), other, changed)
 
         ways = what_fits(plan, options, fits)
         if not ways:
@@ -153,14 +178,16 @@ def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> 
     return places
 
 
-def _check_places(plan: MemoryPlan, options: LoadOptions) -> None:
-    """Refuse a plan that the stores cannot carry out yet."""
-    elsewhere = plan.sizes.num_experts - plan.num_experts(plan.fixed_place)
-    if elsewhere and (plan.fixed_place == "GPU" or options.cpu_memory is not None):
-        flag = FLAGS[plan.fixed_place]
-        needed = plan.nbytes(plan.fixed_place) + elsewhere * plan.sizes.expert_nbytes
+def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
+    """Refuse a plan that the stores cannot carry out."""
+    elsewhere = memory.sizes.num_experts - memory.num_experts(memory.fixed_place)
+    on_gpu = memory.fixed_place == "GPU"
+    can_tier = on_gpu and plan.formats.linear_backend.name == "triton"
+    if elsewhere and not can_tier and (on_gpu or options.cpu_memory is not None):
+        flag = FLAGS[memory.fixed_place]
+        needed = memory.nbytes(memory.fixed_place) + elsewhere * memory.sizes.expert_nbytes
         raise MemoryLimitError(
-            f"{elsewhere:,} of {plan.sizes.num_experts:,} experts do not fit into the "
-            f"{plan.fixed_place}",
+            f"{elsewhere:,} of {memory.sizes.num_experts:,} experts do not fit into the "
+            f"{memory.fixed_place}",
             f"{flag} {least_size(needed)} would hold all",
         )

@@ -50,6 +50,9 @@ class LoadOptions:
         metavar="SIZE",
         is_size=True,
     )
+    adapt: bool = setting(
+        True, "move the experts that a conversation uses most to the GPU as it goes on"
+    )
     threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
     offline: bool = setting(False, "never use the network")
     copy: bool = setting(True, "keep a quantized copy on disk and start from it")

@@ -7,14 +7,12 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder, DecoderWeights
 from erniechat.model.device_step import CapturedStep, build_chunk, build_step, why_not_captured
-from erniechat.model.family import routed_name
+from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
 from erniechat.model.layers import causal_attention
 from erniechat.model.native_step import build_native_step
 from quant.copy import WeightSource
 from quant.errors import QuantError
-from quant.experts.pool import ExpertPool, PooledExpertStore, split_gated
 from quant.experts.store import ExpertStore, ResidentExpertStore
-from quant.kernels.base import ExpertWeights
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 from quant.upload import Uploader
@@ -26,6 +24,7 @@ def assemble(
     formats: Formats,
     device: torch.device,
     dtype: torch.dtype,
+    places: ExpertPlaces | None = None,
 ) -> Decoder:
     """Join weights, kernels and the expert store to a decoder.
 
@@ -35,22 +34,22 @@ def assemble(
         formats: Whose backends run the weights.
         device: Where the model runs; weights that are elsewhere are copied there.
         dtype: Of activations.
+        places: Which experts of a model on a GPU live elsewhere; by default none.
 
     Raises:
-        QuantError: If a weight is not there or not of the expected kind.
+        QuantError: If a weight is not there or not of the expected kind, or the kernels cannot
+            run experts that live elsewhere.
     """
-
-    def matrix(name: str) -> QuantTensor:
-        return _matrix(weights, name).to(device)
-
     if device.type == "cuda" and formats.linear_backend.name == "triton":
-        return _assemble_pooled(config, weights, formats, device, dtype)
+        return _assemble_pooled(config, weights, formats, device, dtype, places or ExpertPlaces())
+    if places is not None and (places.ram or places.disk):
+        raise QuantError(
+            f"{formats.linear_backend.name} kernels on {device} cannot run experts outside the "
+            "GPU's memory; use --kernels triton"
+        )
     experts = {
         layer_idx: [
-            ExpertWeights(
-                matrix(routed_name(layer_idx, expert_idx, "gate_up")),
-                matrix(routed_name(layer_idx, expert_idx, "down")),
-            )
+            expert_of(weights, layer_idx, expert_idx).to(device)
             for expert_idx in range(config.num_experts)
         ]
         for layer_idx in config.moe_layers
@@ -70,13 +69,6 @@ def assemble(
     step = build_native_step(config, found.linears, tensors, found.embedding, experts, store, dtype)
     attention = causal_attention if step is None else step.attention
     return Decoder(config, found, store, dtype, step, attention)
-
-
-def _matrix(weights: WeightSource, name: str) -> QuantTensor:
-    weight = weights[name]
-    if not isinstance(weight, QuantTensor):
-        raise QuantError(f"{name} is not a quantized matrix; delete the quantized copy")
-    return weight
 
 
 def _decoder_weights(
@@ -99,13 +91,19 @@ def _assemble_pooled(
     formats: Formats,
     device: torch.device,
     dtype: torch.dtype,
+    places: ExpertPlaces,
 ) -> Decoder:
     """On a GPU: experts in one pool, weights sent there as they are read, decode captured."""
     tensors: dict[str, Tensor] = {}
     matrices: dict[str, QuantTensor] = {}
-    with_bias = config.use_bias  # a shared expert's bias would have to be added in the pool
+    # A shared expert's bias would have to be added in the pool.
+    num_shared = 0 if config.use_bias else config.num_shared_experts
     with Uploader(device) as upload:
-        store = _pooled_experts(config, weights, formats, device, upload, not with_bias)
+        store = (
+            pooled_experts(config, weights, formats, device, upload, num_shared, places)
+            if config.moe_layers
+            else None
+        )
         for name in weights:
             if ".experts." in name or (store and store.has_shared and ".shared." in name):
                 continue
@@ -119,45 +117,8 @@ def _assemble_pooled(
     step = None
     if dtype == torch.bfloat16 and not why_not_captured(config):
         launches = build_step(config, found.linears, tensors, found.embedding, store)
-        step = CapturedStep(launches, build_chunk(launches, store), device)
+        step = CapturedStep(launches, build_chunk(launches, store), device, store)
     door: ExpertStore = store or ResidentExpertStore(
         {}, config.num_hidden_layers, formats.linear_backend
     )
     return Decoder(config, found, door, dtype, step)
-
-
-def _pooled_experts(
-    config: ModelConfig,
-    weights: WeightSource,
-    formats: Formats,
-    device: torch.device,
-    upload: Uploader,
-    pool_shared: bool,
-) -> PooledExpertStore | None:
-    """Every layer's experts in slots of one pool, in the order of layers; None without any."""
-    if not config.moe_layers:
-        return None
-    num_shared = config.num_shared_experts if pool_shared else 0
-
-    def expert(layer_idx: int, expert_idx: int) -> ExpertWeights:
-        return ExpertWeights(
-            _matrix(weights, routed_name(layer_idx, expert_idx, "gate_up")),
-            _matrix(weights, routed_name(layer_idx, expert_idx, "down")),
-        )
-
-    per_layer = config.num_experts + num_shared
-    num_slots = per_layer * len(config.moe_layers)
-    pool = ExpertPool(expert(config.moe_layers[0], 0), num_slots, device)
-    slots: dict[int, range] = {}
-    for order, layer_idx in enumerate(config.moe_layers):
-        slots[layer_idx] = range(order * per_layer, (order + 1) * per_layer)
-        for expert_idx in range(config.num_experts):
-            pool.write(slots[layer_idx][expert_idx], expert(layer_idx, expert_idx), upload)
-        if num_shared:
-            gate_up = _matrix(weights, f"layers.{layer_idx}.shared.gate_up")
-            down = _matrix(weights, f"layers.{layer_idx}.shared.down")
-            for shared_idx, shared in enumerate(split_gated(gate_up, down, num_shared)):
-                pool.write(slots[layer_idx][config.num_experts + shared_idx], shared, upload)
-    return PooledExpertStore(
-        pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
-    )

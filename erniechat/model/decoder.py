@@ -75,6 +75,7 @@ class Decoder:
             max_tokens,
             dtype=self.dtype,
             device=self.device,
+            at_once=self.device.type == "cuda",  # its memory was planned; growing would need more
         )
 
     @torch.inference_mode()

@@ -10,16 +10,23 @@ from torch import Tensor
 
 from erniechat.model.config import ModelConfig
 from erniechat.model.device_run import DeviceRun, PinnedMailbox
+from erniechat.model.expert_assembly import BUCKETS
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
 from erniechat.model.run_ahead import Drawing, TokenRun
 from quant.experts.pool import PooledExpertStore
+from quant.experts.tiered import TieredExpertStore
 from quant.kernels.triton.backend import chunk_launchers, decode_launchers
-from quant.kernels.triton.step_weights import ChoiceKind, StepExperts, StepLayer, StepSizes
+from quant.kernels.triton.step_weights import (
+    ChoiceKind,
+    CpuExperts,
+    StepExperts,
+    StepLayer,
+    StepSizes,
+)
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 
-BUCKETS = (32, 128, 512)  # sizes of captured chunks; each compiles kernels of its own
 WIDTH_UNIT = 64  # inputs that share a scale in 4 bits; the kernels cut all widths so
 
 
@@ -113,11 +120,35 @@ def _experts(store: PooledExpertStore) -> StepExperts:
         store.slot_of,
         store.routing_counts,
         example.gate_up.format,
+        _cpu_experts(store) if isinstance(store, TieredExpertStore) else None,
+    )
+
+
+def _cpu_experts(store: TieredExpertStore) -> CpuExperts:
+    blocks = store.server.blocks
+    return CpuExperts(
+        store.num_slots,
+        store.cpu_share,
+        store.decode_hits,
+        store.server.request.data_ptr(),
+        store.server.answer.data_ptr(),
+        (
+            blocks.rows.data_ptr(),
+            blocks.answers.data_ptr(),
+            blocks.ids.data_ptr(),
+            blocks.weights.data_ptr(),
+        ),
+        store.chunk_masks,
     )
 
 
 def build_chunk(step: Any, store: PooledExpertStore | None) -> Any:
-    """The launches of a chunk of a prompt over the weights of a step."""
+    """The launches of a chunk of a prompt over the weights of a step.
+
+    None if they could not reach all experts.
+    """
+    if isinstance(store, TieredExpertStore) and store.has_unaddressable:
+        return None
     tables = {} if store is None else store.tables
     return chunk_launchers().PrefillChunk(
         step,
@@ -165,11 +196,19 @@ class CapturedStep:
         step: The launches of one token; not yet run.
         chunk: Those of a chunk, or None.
         device: Their CUDA device.
+        store: Where the experts are.
     """
 
-    def __init__(self, step: Any, chunk: Any, device: torch.device) -> None:
+    def __init__(
+        self,
+        step: Any,
+        chunk: Any,
+        device: torch.device,
+        store: PooledExpertStore | None = None,
+    ) -> None:
         self.step = step
         self.chunk = chunk
+        self._server = store.server if isinstance(store, TieredExpertStore) else None
         self._device = device
         self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
         self._held = (-1, -1, -1)
@@ -182,7 +221,10 @@ class CapturedStep:
 
     @property
     def _counts(self) -> list[Tensor]:
-        return [] if self.step._experts is None else [self.step._experts.counts]
+        experts = self.step._experts
+        if experts is None:
+            return []
+        return [experts.counts] if experts.cpu is None else [experts.counts, experts.cpu.hits]
 
     def graph(self, key: object, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """The graph of launches over one token, captured when first asked for.
@@ -207,8 +249,8 @@ class CapturedStep:
         self._held = (position + 1, address, capacity)
 
     def reads(self, num_tokens: int) -> bool:
-        """Whether `read` takes so many tokens: any but none."""
-        return num_tokens > 0
+        """Whether `read` takes so many tokens: a prompt only if it reaches all experts."""
+        return num_tokens == 1 or (num_tokens > 0 and self.chunk is not None)
 
     def read(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
         """Logits float32 ``[1, vocab_size]`` after tokens whose places the cache has made."""
@@ -225,7 +267,7 @@ class CapturedStep:
         graph = self.graph("logits", lambda: self._launch_token(vocab_size))
         self.place(kv_cache, position)
         self.step.token.fill_(token_id)
-        graph.replay()
+        self._replay(graph)
         logits: Tensor = self.step.logits.clone()[None]
         return logits
 
@@ -262,7 +304,18 @@ class CapturedStep:
         step.choice.begin(logits, num_tokens)
         step.choice.launch(kind)
         step.advance()
-        return DeviceRun(step, kv_cache, self.place, graph.replay, PinnedMailbox())
+        return DeviceRun(step, kv_cache, self.place, partial(self._replay, graph), PinnedMailbox())
+
+    def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Launch a graph, with the CPU ready for what it may ask.
+
+        Raises:
+            QuantError: If the CPU has failed before.
+        """
+        if self._server is not None:
+            self._server.wake()
+            self._server.check()
+        graph.replay()
 
     def _launch_token(self, vocab_size: int) -> None:
         self.step.penalty.fill_(1.0)
@@ -281,6 +334,6 @@ class CapturedStep:
         address, capacity = kv_cache.storage
         chunk.state.copy_(torch.tensor([begin, address, capacity, num_real]))
         chunk.ids[:num_real] = torch.tensor(input_ids)
-        self._graphs[key].replay()
+        self._replay(self._graphs[key])
         logits: Tensor = chunk.logits.clone()
         return logits

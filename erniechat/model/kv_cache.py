@@ -26,6 +26,7 @@ class KVCache:
         max_tokens: Context length.
         dtype: Of keys and values.
         device: Where they are.
+        at_once: Take the memory of the whole context now.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class KVCache:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | None = None,
+        at_once: bool = False,
     ) -> None:
         self.max_tokens = max_tokens
         self.token_ids: list[int] = []  # what the cache holds, in order
-        capacity = min(FIRST_CAPACITY, max_tokens)
+        capacity = max_tokens if at_once else min(FIRST_CAPACITY, max_tokens)
         shape = (2, num_layers, num_key_value_heads, capacity, head_dim)
         self._data = torch.empty(shape, dtype=dtype, device=device)
 

@@ -17,7 +17,7 @@ from quant.kernels.triton.backend import ExpertTable
 from quant.tensor import QuantTensor, concat_rows
 
 ALIGNMENT = 128
-NO_SLOT = -1
+NO_SLOT = -(2**31)  # of an expert that the GPU cannot address
 Upload = Callable[[Tensor, Tensor], None]
 
 
@@ -92,23 +92,37 @@ class ExpertPool:
 
     def part(self, slot: int, matrix: str, name: str) -> Tensor:
         """One part of the expert in a slot, a view."""
+        return self._part(self.data[slot], matrix, name)
+
+    def _part(self, row: Tensor, matrix: str, name: str) -> Tensor:
         like = getattr(self._example, matrix).parts[name]
         offset = self.offsets[matrix, name]
-        flat = self.data[slot, offset : offset + like.nbytes]
-        return flat.view(like.dtype).view(like.shape)
+        return row[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
 
     def expert(self, slot: int) -> ExpertWeights:
         """The expert in a slot, as views."""
+        return self.expert_in(self.data[slot])
+
+    def expert_in(self, row: Tensor) -> ExpertWeights:
+        """The expert in uint8 ``[slot_nbytes]`` laid out as a slot, as views."""
 
         def view(matrix: str) -> QuantTensor:
             like: QuantTensor = getattr(self._example, matrix)
-            parts = {name: self.part(slot, matrix, name) for name in like.parts}
+            parts = {name: self._part(row, matrix, name) for name in like.parts}
             return QuantTensor(like.format, like.layout, like.shape, parts)
 
         return ExpertWeights(view("gate_up"), view("down"))
 
     def write(self, slot: int, expert: ExpertWeights, upload: Upload) -> None:
         """Put an expert into a slot.
+
+        Raises:
+            QuantError: If it has another shape or format than the pool's.
+        """
+        self.write_in(self.data[slot], expert, upload)
+
+    def write_in(self, row: Tensor, expert: ExpertWeights, upload: Upload) -> None:
+        """Put an expert into uint8 ``[slot_nbytes]``; see `write`.
 
         Raises:
             QuantError: If it has another shape or format than the pool's.
@@ -125,7 +139,7 @@ class ExpertPool:
                     f"{like.shape}; delete the quantized copy"
                 )
             for name, part in weight.parts.items():
-                upload(self.part(slot, matrix, name), part)
+                upload(self._part(row, matrix, name), part)
 
 
 class PooledExpertStore:
@@ -168,14 +182,19 @@ class PooledExpertStore:
         self._shared_ids = torch.arange(width - num_shared, width, device=device)
 
     def _table(self, layer_idx: int) -> ExpertTable:
+        experts = [self.pool.expert(0)] * self.slot_of.shape[1]  # only their shape is looked at
+        gate_up_at, down_at = self._addresses(layer_idx)
+        return ExpertTable(experts, gate_up_at, down_at)
+
+    def _addresses(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Where codes and scales of a layer's experts begin, int64 ``[2, num_experts]`` each."""
         slots = self.slot_of[layer_idx].long() * self.pool.slot_nbytes + self.pool.data.data_ptr()
 
         def at(matrix: str) -> Tensor:
             offsets = [v for (name, _), v in self.pool.offsets.items() if name == matrix]
             return torch.stack([slots + offsets[0], slots + offsets[-1]])
 
-        experts = [self.pool.expert(slot) for slot in self._slots[layer_idx]]
-        return ExpertTable(experts, at("gate_up"), at("down"))
+        return at("gate_up"), at("down")
 
     @property
     def counts(self) -> Tensor:

@@ -29,6 +29,10 @@ class ExpertWeights:
         """Bytes of both matrices."""
         return self.gate_up.nbytes + self.down.nbytes
 
+    def to(self, device: torch.device) -> "ExpertWeights":
+        """The expert on a device; itself if it is there."""
+        return ExpertWeights(self.gate_up.to(device), self.down.to(device))
+
 
 class KernelBackend(Protocol):
     """Products with quantized weights. Held to ``reference`` by tests/quant/test_kernels.py."""

@@ -16,7 +16,7 @@ from erniechat.model.device_step import CapturedStep, build_chunk, build_step  #
 from erniechat.model.families import family_of  # noqa: E402
 from erniechat.model.kv_cache import KVCache  # noqa: E402
 from erniechat.model.run_ahead import Drawing  # noqa: E402
-from quant.experts.pool import ExpertPool, PooledExpertStore, split_gated  # noqa: E402
+from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated  # noqa: E402
 from quant.experts.store import ResidentExpertStore  # noqa: E402
 from quant.formats import FORMATS  # noqa: E402
 from quant.kernels.base import ExpertWeights  # noqa: E402
@@ -225,15 +225,25 @@ def test_the_penalty_changes_seen_tokens_only(model):
 def test_an_expert_without_a_slot_contributes_nothing(model):
     _, on_device = model.caches(model.ids(5))
     read_launched(model, 7, on_device)
-    chosen = model.step._slots[1, :2].tolist()
-    model.store.slot_of[1] = torch.where(
-        torch.isin(model.store.slot_of[1].cpu(), torch.tensor(chosen)),
-        -1,
-        model.store.slot_of[1].cpu(),
-    ).to(DEVICE)
-    model.step.token.fill_(7)
-    model.step.forward(96)
-    assert model.step._weights[1].tolist() == [0.0, 0.0, 1.0, 1.0]
+    layer_idx, first = 2, CONFIG.num_experts_per_tok
+    chosen = model.step._slots[layer_idx, :first].tolist()
+    table = model.store.slot_of[layer_idx].cpu()
+    hidden = torch.where(torch.isin(table, torch.tensor(chosen)), NO_SLOT, table)
+
+    def again() -> torch.Tensor:
+        model.step.token.fill_(7)
+        model.step.forward(96)
+        return model.step.logits.cpu()
+
+    complete = again()
+    model.store.slot_of[layer_idx].copy_(hidden)
+    without = again()
+    assert model.step._slots[layer_idx, :first].tolist() == [NO_SLOT] * first
+    model.store.slot_of[layer_idx].copy_(table)
+    for slot in chosen:  # experts of zeros, as if they were not there
+        model.store.pool.data[slot].zero_()
+    assert torch.equal(without, again())
+    assert not torch.equal(without, complete)
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")

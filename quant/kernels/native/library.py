@@ -30,6 +30,7 @@ MESSAGES = {
     3: "a block's largest weight does not fit float16; keep this model in bf16 or int8",
     4: "one layer mixes int8 and 4-bit experts; quantize them all in one format",
     5: "the native library does not hold this instruction set",
+    6: "the GPU asked the CPU for an expert that it does not have",
 }
 
 
@@ -125,6 +126,26 @@ class Encoding(Structure):
     )
 
 
+class Service(Structure):
+    """A thread that answers a GPU's requests; see src/native.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("request", "answer", "experts")),
+        *((name, c_void_p) for name in ("rows", "row_answers", "row_ids", "row_weights")),
+        *((name, c_int64) for name in ("num_layers", "hidden_size", "num_experts", "max_rows")),
+        ("path", c_int32),
+    )
+
+
+class ServiceUse(Structure):
+    """What a service has done; see src/native.h."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("num_requests", "num_experts", "busy_ns")),
+        *((name, c_int64) for name in ("num_rows", "rows_ns")),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """A loaded library.
@@ -162,6 +183,14 @@ def open_library(path: Path) -> Library:
     handle.native_attend.argtypes = (POINTER(Attend),)
     handle.native_step.argtypes = (POINTER(Step),)
     handle.native_encode.argtypes = (POINTER(Encoding),)
+    handle.native_serve.argtypes = (POINTER(Service),)
+    handle.native_serve.restype = c_void_p
+    handle.native_serve_wake.argtypes = (c_void_p,)
+    handle.native_serve_wake.restype = None
+    handle.native_serve_use.argtypes = (c_void_p, POINTER(ServiceUse))
+    handle.native_serve_use.restype = None
+    handle.native_serve_stop.argtypes = (c_void_p,)
+    handle.native_serve_stop.restype = None
     handle.native_read.argtypes = (c_void_p, c_int64)
     handle.native_read.restype = c_uint64
     paths: list[str] = []

@@ -7,6 +7,12 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from quant.kernels.triton.asking import (
+    ask_rows_kernel,
+    await_rows_kernel,
+    send_rows_kernel,
+    take_rows_kernel,
+)
 from quant.kernels.triton.chunk_kernels import (
     add_norm_kernel,
     chunk_attention_kernel,
@@ -16,12 +22,13 @@ from quant.kernels.triton.chunk_kernels import (
 )
 from quant.kernels.triton.products import INTERPRETED, address_table, tile_options
 from quant.kernels.triton.step import DecodeStep
-from quant.kernels.triton.step_weights import StepLayer
+from quant.kernels.triton.step_weights import CpuExperts, StepLayer
 from quant.kernels.triton.tiles import tiles_kernel
 from quant.linear import embed
 from quant.tensor import QuantTensor
 
 MAX_TOKENS = 512
+MAX_ROWS = 1024  # that the CPU takes of a chunk and layer; as in quant/kernels/native/serve.py
 PLACE_BLOCK = 64
 
 
@@ -66,6 +73,7 @@ class PrefillChunk:
         self._shares = new(tokens * max(chosen, 1), dtype=torch.float32)
         self._ranks = new(tokens * max(chosen, 1), dtype=torch.int32)
         self._fill = new(sizes.num_experts + sizes.num_shared_experts + 1, dtype=torch.int32)
+        self._pos_of = new(tokens * max(chosen, 1), dtype=torch.int32) - 1
         self.logits = new(1, sizes.vocab_size, dtype=torch.float32)
 
     def forward(self, num_tokens: int) -> None:
@@ -144,6 +152,8 @@ class PrefillChunk:
         if layer.router is None or step._experts is None:
             raise ValueError(f"layer {layer_idx} has no experts")
         router, bias = layer.router
+        cpu = step._experts.cpu
+        on_cpu = None if cpu is None else cpu.on_cpu.get(num_tokens)
         chosen = sizes.num_experts_per_tok + sizes.num_shared_experts
         num_slots = sizes.num_experts + sizes.num_shared_experts
         num_pairs = num_tokens * chosen
@@ -153,9 +163,14 @@ class PrefillChunk:
         route_rows_kernel[(num_tokens,)](
             logits, bias, self.state, self._chosen, self._shares, self._ranks, self._fill,
             step._experts.counts[layer_idx], sizes.router_norm_min,
+            self._fill if on_cpu is None else on_cpu[layer_idx], self._pos_of,
+            *((0, 0) if cpu is None else cpu.rows[2:]),
             NUM_EXPERTS=sizes.num_experts, PADDED=padded, TOP_K=sizes.num_experts_per_tok,
-            SHARED=sizes.num_shared_experts, num_warps=4,
+            SHARED=sizes.num_shared_experts, ASKS=on_cpu is not None, MAX_ROWS=MAX_ROWS,
+            num_warps=4,
         )  # fmt: skip
+        if cpu is not None and on_cpu is not None:
+            self._ask(cpu, layer_idx, num_pairs)
         gate_up_at, down_at = self._gate_up_at[layer_idx], self._down_at[layer_idx]
         up_options = tile_options(step._experts, num_pairs // num_slots, sizes.expert_width, True)
         down_options = tile_options(
@@ -180,4 +195,34 @@ class PrefillChunk:
             self._act, rows, expert_of, down_at[0], down_at[1], self._shares, self._pairs,
             num_pairs, num_slots, sizes.hidden_size, sizes.expert_width,
             GROUPED=True, GATED=False, WEIGHTED=True, ROWS_PER_X=1, **down_options,
+        )  # fmt: skip
+        if cpu is not None and on_cpu is not None:
+            self._take(cpu, num_pairs)
+
+    def _ask(self, cpu: CpuExperts, layer_idx: int, num_pairs: int) -> None:
+        """Send the CPU its rows, and wait for it on a stream of its own."""
+        step, sizes = self._step, self._step.sizes
+        hidden, chosen = sizes.hidden_size, sizes.num_experts_per_tok + sizes.num_shared_experts
+        send_rows_kernel[(num_pairs,)](
+            self._normed, self._pos_of, cpu.rows[0], HIDDEN=hidden,
+            PADDED=triton.next_power_of_2(hidden), CHOSEN=chosen, num_warps=4,
+        )  # fmt: skip
+        num_rows = self._fill[sizes.num_experts + sizes.num_shared_experts :]
+        ask_rows_kernel[(1,)](
+            num_rows, layer_idx, cpu.request, step._asked, step._num_asked, MAX_ROWS=MAX_ROWS,
+            PTX=not INTERPRETED, num_warps=1,
+        )  # fmt: skip
+        with step.beside():
+            await_rows_kernel[(1,)](
+                cpu.answer, step._asked, step._num_asked, step._arrived, PTX=not INTERPRETED,
+                num_warps=1,
+            )  # fmt: skip
+
+    def _take(self, cpu: CpuExperts, num_pairs: int) -> None:
+        """Put the CPU's results where the GPU's are."""
+        self._step.join_beside()
+        hidden = self._step.sizes.hidden_size
+        take_rows_kernel[(num_pairs,)](
+            cpu.rows[1], self._pos_of, self._pairs, HIDDEN=hidden,
+            PADDED=triton.next_power_of_2(hidden), num_warps=4,
         )  # fmt: skip

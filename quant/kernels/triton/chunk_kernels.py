@@ -106,11 +106,15 @@ def chunk_attention_kernel(
 @triton.jit
 def route_rows_kernel(
     logits, bias, state, ids, weights, ranks, fill, counts, norm_min,
+    on_cpu, pos_of, row_ids, row_weights,
     NUM_EXPERTS: tl.constexpr, PADDED: tl.constexpr, TOP_K: tl.constexpr, SHARED: tl.constexpr,
+    ASKS: tl.constexpr, MAX_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Choose a token's experts, shared ones last, and give each pair a place among its expert's.
 
-    Padding tokens go to no expert: their ids are NUM_EXPERTS + SHARED.
+    Padding tokens go to no expert: their ids are NUM_EXPERTS + SHARED. ASKS: so do the pairs whose
+    expert the CPU runs (on_cpu, int8 ``[NUM_EXPERTS]``), as far as it has rows for them; they get
+    a row of the host in pos_of, all others -1. How many there are is in ``fill`` behind the rest.
     """
     token = tl.program_id(0)
     is_real = token < tl.load(state + 3)
@@ -134,10 +138,20 @@ def route_rows_kernel(
     taken = chosen | shared
     at = token * chosen_each + column
     nobody: tl.constexpr = NUM_EXPERTS + SHARED
-    tl.store(ids + at, tl.where(is_real, i, nobody), mask=taken)
+    mine = taken & is_real
+    if ASKS:
+        wanted = chosen & is_real & (tl.load(on_cpu + i, mask=real, other=0) != 0)
+        pos = tl.atomic_add(fill + nobody + i * 0, 1, mask=wanted, sem="relaxed")
+        sent = wanted & (pos < MAX_ROWS)
+        tl.store(pos_of + at, tl.where(sent, pos, -1), mask=taken)
+        host_ids = row_ids.to(tl.pointer_type(tl.int64))
+        tl.store(host_ids + pos, i.to(tl.int64), mask=sent)
+        tl.store(row_weights.to(tl.pointer_type(tl.float32)) + pos, share, mask=sent)
+        mine = mine & (sent == 0)
+    tl.store(ids + at, tl.where(mine, i, nobody), mask=taken)
     tl.store(weights + at, share, mask=taken)
-    place = tl.atomic_add(fill + i, 1, mask=taken & is_real, sem="relaxed")
-    tl.store(ranks + at, place, mask=taken & is_real)
+    place = tl.atomic_add(fill + i, 1, mask=mine, sem="relaxed")
+    tl.store(ranks + at, place, mask=mine)
     one = tl.full((PADDED,), 1, tl.int64)
     tl.atomic_add(counts + i, one, mask=chosen & is_real, sem="relaxed")
 

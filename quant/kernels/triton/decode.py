@@ -10,6 +10,7 @@ capability 9.0 on); each waits before it reads or writes what another one touche
 import triton
 import triton.language as tl
 
+from quant.kernels.triton.asking import NO_SLOT, ask, choose_cpu_share, fetched_rows
 from quant.kernels.triton.dots import (
     dot16,
     dot_bf16,
@@ -118,15 +119,15 @@ def project_kernel(
 @triton.jit
 def route_kernel(
     x, norm, squares, router, bias, logits, counter, slot_of, slots, weights, counts,
-    eps, norm_min,
+    eps, norm_min, layer_idx, num_slots, cpu_share, request, number, num_asked, hits,
     HIDDEN: tl.constexpr, PADDED_HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr,
     NUM_EXPERTS: tl.constexpr, PADDED_EXPERTS: tl.constexpr, TOP_K: tl.constexpr,
-    PDL: tl.constexpr,
+    ASKS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The router in float32: a program for an expert's logit, the last one chooses.
 
-    Writes slots and weights of the chosen experts, likeliest first, and counts them. An expert
-    without a slot (-1) gets weight 0 here: whoever has it adds its share.
+    Writes slots and weights of the chosen experts, likeliest first, and counts them. ASKS: some
+    experts lie outside the GPU's memory, and those that the CPU runs get NO_SLOT here.
     """
     expert = tl.program_id(0)
     start_successor(PDL)
@@ -152,10 +153,22 @@ def route_kernel(
         rank = tl.sum(ahead.to(tl.int32), 1)
         chosen = (rank < TOP_K) & real
         total = tl.maximum(tl.sum(tl.where(chosen, p, 0.0)), norm_min)
-        slot = tl.load(slot_of + i, mask=real, other=-1)
+        slot = tl.load(slot_of + i, mask=real, other=NO_SLOT)
         share = (p / total).to(tl.bfloat16).to(tl.float32)  # the rounding of transformers
-        tl.store(slots + rank, tl.maximum(slot, 0), mask=chosen)
-        tl.store(weights + rank, tl.where(slot < 0, 0.0, share), mask=chosen)
+        if ASKS:
+            asked, resident = choose_cpu_share(slot, chosen, ahead, num_slots, cpu_share)
+            slot = tl.where(asked, NO_SLOT, slot)
+            vector = value * weight * scale
+            ask(
+                asked, ahead, share, vector, k, ok, layer_idx, request, number, num_asked,
+                PADDED_EXPERTS, PTX,
+            )  # fmt: skip
+            num_resident = tl.sum(resident.to(tl.int32))
+            tl.store(hits, tl.load(hits) + num_resident)
+            num_streamed = TOP_K - num_resident - tl.sum(asked.to(tl.int32))
+            tl.store(hits + 1, tl.load(hits + 1) + num_streamed)
+        tl.store(slots + rank, slot, mask=chosen)
+        tl.store(weights + rank, share, mask=chosen)
         count = tl.load(counts + i, mask=chosen, other=0)
         tl.store(counts + i, count + 1, mask=chosen)
 
@@ -184,33 +197,38 @@ def gate_up_kernel(
         prefetch(first, num_bytes, lines, PDL)
         prefetch(first + WIDTH * HIDDEN // element, num_bytes, lines, PDL)
     await_predecessor(PDL)
-    slot = tl.load(slots + which).to(tl.int64)
-    codes += slot * code_stride
-    scales += slot * scale_stride
-    gate = dot16(codes, scales, group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS, T0, T1, T2, T3, PTX)
-    up = dot16(
-        codes, scales, WIDTH // 16 + group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS,
-        T0, T1, T2, T3, PTX,
-    )  # fmt: skip
-    scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
-    gate *= scale
-    out = gate * tl.sigmoid(gate) * up * scale
-    store_quantized(out, aq8, as_, which * (WIDTH // 16) + group, BITS)
+    number = tl.load(slots + which)
+    if number != NO_SLOT:
+        slot = number.to(tl.int64)
+        codes += slot * code_stride
+        scales += slot * scale_stride
+        gate = dot16(
+            codes, scales, group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS, T0, T1, T2, T3, PTX
+        )
+        up = dot16(
+            codes, scales, WIDTH // 16 + group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS,
+            T0, T1, T2, T3, PTX,
+        )  # fmt: skip
+        scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+        gate *= scale
+        out = gate * tl.sigmoid(gate) * up * scale
+        store_quantized(out, aq8, as_, which * (WIDTH // 16) + group, BITS)
 
 
 @triton.jit
 def add_kernel(
     codes, scales, slots, weights, code_stride, scale_stride, xq, xs,
-    x, norm, squares, nq8, ns, partial, counters,
+    x, norm, squares, nq8, ns, partial, counters, asked, num_asked, fetched, arrived,
     WIDTH: tl.constexpr, NUM_SLOTS: tl.constexpr, SPLIT: tl.constexpr, ROUTED: tl.constexpr,
-    FIRST_FIXED: tl.constexpr,
+    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr,
     BITS: tl.constexpr, WARPS: tl.constexpr,
     T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Products added to the residual stream; SPLIT programs for 16 rows.
 
-    ROUTED: slot s holds an expert's ``[hidden_size, WIDTH]`` and counts by its weight. Else the
+    ROUTED: slot s holds an expert's ``[hidden_size, WIDTH]`` and counts by its weight; ASKS: the
+    CPU may bring more of them, see asking.py. Else the
     slots are pieces of WIDTH inputs of one weight ``[hidden_size, NUM_SLOTS · WIDTH]``. The
     programs' sums meet in a fixed order, so that a result does not depend on who is first.
     """
@@ -242,12 +260,14 @@ def add_kernel(
         x_at = xq + which * x_words
         s_at = xs + which * (WIDTH // 16)
         if ROUTED:
-            slot = tl.load(slots + which).to(tl.int64)
-            sums = dot16(
-                codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
-                inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,
-            )  # fmt: skip
-            total += sums * tl.load(weights + which)
+            number = tl.load(slots + which)
+            if number != NO_SLOT:
+                slot = number.to(tl.int64)
+                sums = dot16(
+                    codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
+                    inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,
+                )  # fmt: skip
+                total += sums * tl.load(weights + which)
         else:
             total += dot16(
                 codes, scales, group, which * WIDTH, x_at, s_at,
@@ -255,6 +275,8 @@ def add_kernel(
             )  # fmt: skip
     if SPLIT == 1:
         values = tl.load(x + group * 16 + row) + total
+        if ASKS:
+            values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
         publish(x, values, norm, squares, nq8, ns, group, BITS)
     else:
         tl.store(partial + (group * SPLIT + part) * 16 + row, total)
@@ -263,6 +285,8 @@ def add_kernel(
             for i in tl.static_range(SPLIT):
                 at = partial + (group * SPLIT + i) * 16 + row
                 values += tl.load(at, cache_modifier=".cg")
+            if ASKS:
+                values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
             publish(x, values, norm, squares, nq8, ns, group, BITS)
 
 

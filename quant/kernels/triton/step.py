@@ -6,12 +6,14 @@ token is on the device, so the launches can be captured once.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from quant.kernels.triton.asking import fetch_kernel
 from quant.kernels.triton.attention import attention_kernel
 from quant.kernels.triton.choosing import TokenChoice
 from quant.kernels.triton.decode import (
@@ -26,6 +28,7 @@ from quant.kernels.triton.decode import (
 from quant.kernels.triton.step_buffers import StepBuffers
 from quant.kernels.triton.step_weights import (
     ChoiceKind,
+    CpuExperts,
     StepExperts,
     StepLayer,
     StepSizes,
@@ -80,6 +83,10 @@ class DecodeStep(StepBuffers):
         self._inverse_frequencies = inverse_frequencies
         self._pdl = self._has_pdl()
         self.choice = TokenChoice(self, self._launch())
+        asks = experts is not None and experts.cpu is not None and self._device.type == "cuda"
+        self._beside = (
+            torch.cuda.Stream(self._device) if asks else None  # type: ignore[no-untyped-call]
+        )
 
     def _has_pdl(self) -> bool:
         if INTERPRETED or not self.tuning.pdl:
@@ -181,14 +188,17 @@ class DecodeStep(StepBuffers):
         width: int,
         num_slots: int,
         splits: int,
-        routing: tuple[Tensor, Tensor] | None = None,
+        routed_layer: int | None = None,
     ) -> None:
-        """Launch add_kernel; routing are slots and weights of a layer of experts."""
-        slots, weights = routing or (self._dense_slot, self._weights)
+        """Launch add_kernel; routed_layer is the index of a layer of experts."""
+        routed, layer_idx = routed_layer is not None, routed_layer or 0
+        slots = self._slots[layer_idx] if routed else self._dense_slot
+        asks = routed and self._experts is not None and self._experts.cpu is not None
         add_kernel[(self.sizes.hidden_size // 16, splits)](
-            *weight, slots, weights, *strides, self._words(inputs[0]), inputs[1],
+            *weight, slots, self._weights[layer_idx], *strides, self._words(inputs[0]), inputs[1],
             self._x, norm, self._squares, self._xq, self._xs, self._partial, self._counters,
-            WIDTH=width, NUM_SLOTS=num_slots, SPLIT=splits, ROUTED=routing is not None,
+            self._asked, self._num_asked[layer_idx:], self._fetched, self._arrived,
+            WIDTH=width, NUM_SLOTS=num_slots, SPLIT=splits, ROUTED=routed, ASKS=asks,
             FIRST_FIXED=self._first_fixed(slots),
             **self._options(format_name, self.tuning.add_warps),
         )  # fmt: skip
@@ -202,15 +212,20 @@ class DecodeStep(StepBuffers):
         if layer.router is None or experts is None:
             raise ValueError(f"layer {layer_idx} has neither an MLP nor experts")
         router, bias = layer.router
+        cpu = experts.cpu
         route_kernel[(sizes.num_experts,)](
             self._x, layer.post_norm, self._squares, router, bias, self._router_logits,
             self._counters[sizes.hidden_size // 16 + sizes.num_kv_heads :],
             experts.slot_of[layer_idx], self._slots[layer_idx], self._weights[layer_idx],
-            experts.counts[layer_idx], sizes.rms_norm_eps, sizes.router_norm_min,
+            experts.counts[layer_idx], sizes.rms_norm_eps, sizes.router_norm_min, layer_idx,
+            0 if cpu is None else cpu.num_slots, self._asked if cpu is None else cpu.cpu_share,
+            0 if cpu is None else cpu.request, self._asked, self._num_asked[layer_idx:],
+            self._asked if cpu is None else cpu.hits,
             PADDED_HIDDEN=triton.next_power_of_2(sizes.hidden_size),
             NUM_EXPERTS=sizes.num_experts,
             PADDED_EXPERTS=triton.next_power_of_2(sizes.num_experts),
-            TOP_K=sizes.num_experts_per_tok, num_warps=4, **self._norm_options, **self._launch(),
+            TOP_K=sizes.num_experts_per_tok, ASKS=cpu is not None, PTX=not INTERPRETED, num_warps=4,
+            **self._norm_options, **self._launch(),
         )  # fmt: skip
 
     def _gate_up(
@@ -230,15 +245,40 @@ class DecodeStep(StepBuffers):
             raise ValueError(f"layer {layer_idx} has no experts")
         num_slots = sizes.num_experts_per_tok + sizes.num_shared_experts
         strides = (experts.code_stride, experts.scale_stride)
-        slots, weights = self._slots[layer_idx], self._weights[layer_idx]
+        if experts.cpu is not None:
+            self._fetch(layer_idx, experts.cpu)
         self._gate_up(
-            experts.gate_up, strides, slots, num_slots, sizes.expert_width, experts.format
-        )
+            experts.gate_up, strides, self._slots[layer_idx], num_slots, sizes.expert_width,
+            experts.format,
+        )  # fmt: skip
         self._add(
             experts.down, strides, (self._aq, self._as), norm, experts.format,
             width=sizes.expert_width, num_slots=num_slots,
-            splits=divisor(num_slots, self.tuning.down_splits), routing=(slots, weights),
+            splits=divisor(num_slots, self.tuning.down_splits), routed_layer=layer_idx,
         )  # fmt: skip
+        if experts.cpu is not None:
+            self.join_beside()
+
+    def beside(self) -> AbstractContextManager[object]:
+        """Launches in this context run beside those that follow, until `join_beside`."""
+        if self._beside is not None:
+            self._beside.wait_stream(torch.cuda.current_stream(self._device))
+        return torch.cuda.stream(self._beside)
+
+    def join_beside(self) -> None:
+        """What is launched from here on comes after what was launched beside."""
+        if self._beside is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._beside)
+
+    def _fetch(self, layer_idx: int, cpu: CpuExperts) -> None:
+        """Launch what waits for the CPU."""
+        hidden = self.sizes.hidden_size
+        with self.beside():
+            fetch_kernel[(1,)](
+                cpu.answer, self._asked, self._num_asked[layer_idx:], self._fetched, self._arrived,
+                HIDDEN=hidden, PADDED=triton.next_power_of_2(hidden), PTX=not INTERPRETED,
+                num_warps=4,
+            )  # fmt: skip
 
     def _run_mlp(self, mlp: tuple[QuantTensor, QuantTensor], norm: Tensor) -> None:
         gate_up, down = mlp

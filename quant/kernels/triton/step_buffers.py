@@ -78,6 +78,10 @@ class StepBuffers:
         self._slots = self._new(sizes.num_layers, slots, dtype=torch.int32)
         self._weights = self._new(sizes.num_layers, slots) + 1.0
         self._dense_slot = self._new(1, dtype=torch.int32)
+        self._num_asked = self._new(sizes.num_layers, dtype=torch.int32)
+        self._asked = self._new(1, dtype=torch.int32)
+        self._arrived = self._new(2, dtype=torch.int32)
+        self._fetched = self._new(sizes.hidden_size)
         if slot_of is not None and sizes.num_shared_experts:
             self._slots[:, sizes.num_experts_per_tok :] = slot_of[:, sizes.num_experts :]
 

@@ -1,5 +1,6 @@
 """What a captured step is told: sizes, weights, tuning, choices. No Triton is needed for it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,31 @@ class StepLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuExperts:
+    """How the kernels ask the CPU for experts; see asking.py.
+
+    Attributes:
+        num_slots: Slots from here on, and negative ones, are outside the GPU's memory.
+        cpu_share: int32 ``[num_experts_per_tok + 1]``: how many experts the CPU runs, by how many
+            lie outside.
+        hits: int64 ``[2]``: experts found in the GPU's memory, and those read through the bus.
+        request: Address in pinned memory of what the GPU asks.
+        answer: Address of what the CPU says.
+        rows: Addresses of the host's rows: activations, answers, ids, weights.
+        on_cpu: By the size of a chunk which experts the CPU runs for it, int8
+            ``[num_layers, num_experts]``.
+    """
+
+    num_slots: int
+    cpu_share: Tensor
+    hits: Tensor
+    request: int
+    answer: int
+    rows: tuple[int, int, int, int]
+    on_cpu: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class StepExperts:
     """The expert pool as the kernels see it.
 
@@ -94,6 +120,7 @@ class StepExperts:
         slot_of: int32 ``[num_layers, num_experts + num_shared]``.
         counts: int64, the same shape.
         format: Of the experts.
+        cpu: None if the GPU runs all of them.
     """
 
     gate_up: tuple[Tensor, Tensor]
@@ -103,6 +130,7 @@ class StepExperts:
     slot_of: Tensor
     counts: Tensor
     format: str
+    cpu: CpuExperts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,17 @@ NATIVE_API int32_t native_encode(const Encoding* encoding) {
   return run_encoding(*kernels, *encoding);
 }
 
+NATIVE_API void* native_serve(const Service* service) {
+  const Kernels* kernels = kernels_of(service->path);
+  return kernels ? start_server(*kernels, *service) : nullptr;
+}
+
+NATIVE_API void native_serve_wake(void* server) { wake_server(server); }
+
+NATIVE_API void native_serve_use(void* server, ServiceUse* use) { *use = server_use(server); }
+
+NATIVE_API void native_serve_stop(void* server) { stop_server(server); }
+
 // Reads a buffer once on all threads: what memory gives, to hold the products against.
 NATIVE_API uint64_t native_read(const void* data, int64_t nbytes) {
   Pool& pool = Pool::instance();

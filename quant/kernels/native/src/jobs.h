@@ -20,6 +20,12 @@ Status run_step(const Kernels& kernels, const Step& step);
 
 Status run_encoding(const Kernels& kernels, const Encoding& encoding);
 
+// The server of a GPU's requests; see serve.cpp. Null if it could not be started.
+void* start_server(const Kernels& kernels, const Service& service);
+void wake_server(void* server);
+ServiceUse server_use(void* server);
+void stop_server(void* server);
+
 Arena& shared_arena();
 
 // Rows that one chunk of work covers: enough chunks to share evenly, long enough to stream.

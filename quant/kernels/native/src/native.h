@@ -18,6 +18,7 @@ enum Status : int32_t {
   kTooLarge = 3,     // a weight's scale does not fit float16
   kMixedKinds = 4,   // one layer mixes codebook and int8 weights in one place
   kUnknownPath = 5,  // the asked-for instruction set is not in this library or this CPU
+  kBadRequest = 6,   // a GPU asked for an expert that is not there
 };
 
 enum Kind : int32_t { kCodebook = 0, kInt8 = 1 };
@@ -112,4 +113,44 @@ struct Step {
   int64_t capacity, position, token_id;
   float eps, norm_min;
   int32_t dtype, path;
+};
+
+constexpr int32_t kMaxAsked = 16;
+constexpr int64_t kVectorOffset = 256;  // of the float32 vector in a request or an answer, bytes
+
+// What a GPU wants computed, in memory that it can write: some experts for one token, or, with
+// num_rows, one expert for each row of the service's.
+struct Request {
+  uint32_t number;  // counts up; written after everything else
+  int32_t layer_idx;
+  int32_t num_experts;
+  int32_t num_rows;
+  int32_t ids[kMaxAsked];
+  float weights[kMaxAsked];
+  // at kVectorOffset: the token's normed activations, float32 [hidden_size]
+};
+
+struct Answer {
+  uint32_t number;  // of the request that this answers; written after everything else
+  int32_t status;   // the first failure stays until somebody clears it
+  // at kVectorOffset: the weighted sum of the experts, float32 [hidden_size]
+};
+
+// A thread that answers requests until it is stopped.
+struct Service {
+  const Request* request;
+  Answer* answer;
+  const Expert* const* const* experts;  // by layer and id; who changes one sees to it that no
+                                        // request for it is under way
+  const void* rows;          // bfloat16 [max_rows, hidden_size], written by the GPU
+  void* row_answers;         // bfloat16, the same shape: the weighted results
+  const int64_t* row_ids;    // [max_rows]
+  const float* row_weights;  // [max_rows]
+  int64_t num_layers, hidden_size, num_experts, max_rows;
+  int32_t path;
+};
+
+struct ServiceUse {
+  int64_t num_requests, num_experts, busy_ns;  // of single tokens
+  int64_t num_rows, rows_ns;
 };

@@ -1,0 +1,174 @@
+"""Routed experts from finished weights into the store that suits where they are to live."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from erniechat.model.config import ModelConfig
+from erniechat.model.conversion import Formats
+from erniechat.model.family import routed_name
+from quant.copy import WeightSource
+from quant.errors import QuantError
+from quant.experts.host_pool import HostPool
+from quant.experts.placement import ExpertKey
+from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated
+from quant.experts.sharing import (
+    cpu_shares,
+    measure_expert_seconds,
+    measure_sharing_costs,
+    row_share,
+)
+from quant.experts.tiered import TieredExpertStore
+from quant.kernels.base import ExpertWeights
+from quant.kernels.native import NativeBackend
+from quant.kernels.native.serve import ExpertServer
+from quant.tensor import QuantTensor
+from quant.upload import Uploader
+
+BUCKETS = (32, 128, 512)  # sizes of a prompt's captured chunks; each compiles kernels of its own
+NUM_MEASURED = 8  # experts that the CPU runs to learn how fast it is
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertPlaces:
+    """Which experts of a model on a GPU live elsewhere; all others are in its memory.
+
+    Attributes:
+        ram: In pinned memory of the host.
+        disk: Only in the mapped copy.
+        cpu_share: See `TieredExpertStore`; by default what suits this machine best.
+        row_shares: Likewise.
+    """
+
+    ram: Collection[ExpertKey] = ()
+    disk: Collection[ExpertKey] = ()
+    cpu_share: Sequence[int] | None = None
+    row_shares: Mapping[int, float] | None = None
+
+
+def expert_of(weights: WeightSource, layer_idx: int, expert_idx: int) -> ExpertWeights:
+    """One routed expert.
+
+    Raises:
+        QuantError: If a weight of it is not quantized.
+    """
+
+    def matrix(part: Literal["gate_up", "down"]) -> QuantTensor:
+        name = routed_name(layer_idx, expert_idx, part)
+        weight = weights[name]
+        if not isinstance(weight, QuantTensor):
+            raise QuantError(f"{name} is not a quantized matrix; delete the quantized copy")
+        return weight
+
+    return ExpertWeights(matrix("gate_up"), matrix("down"))
+
+
+def _shared_of(weights: WeightSource, layer_idx: int, num_shared: int) -> list[ExpertWeights]:
+    """The shared experts of a layer, one by one."""
+    gate_up, down = (weights[f"layers.{layer_idx}.shared.{name}"] for name in ("gate_up", "down"))
+    if not isinstance(gate_up, QuantTensor) or not isinstance(down, QuantTensor):
+        raise QuantError("a shared expert is not quantized; delete the quantized copy")
+    return split_gated(gate_up, down, num_shared)
+
+
+def pooled_experts(
+    config: ModelConfig,
+    weights: WeightSource,
+    formats: Formats,
+    device: torch.device,
+    upload: Uploader,
+    num_shared: int,
+    places: ExpertPlaces,
+) -> PooledExpertStore:
+    """Every expert where it is to live; shared ones in the GPU's memory.
+
+    Args:
+        config: The model's shape; it has layers with experts.
+        weights: Every weight by its name.
+        formats: Whose backend runs them.
+        device: The GPU.
+        upload: Brings weights there.
+        num_shared: Shared experts of a layer that the store runs too.
+        places: Who lives elsewhere.
+    """
+    elsewhere = {*places.ram, *places.disk}
+    per_layer = config.num_experts + num_shared
+    num_slots = per_layer * len(config.moe_layers) - len(elsewhere) + bool(elsewhere)
+    example = expert_of(weights, config.moe_layers[0], 0)
+    pool = ExpertPool(example, num_slots, device)
+    slots = {layer_idx: [NO_SLOT] * per_layer for layer_idx in config.moe_layers}
+    free = iter(range(num_slots))
+    for layer_idx in config.moe_layers:
+        for expert_idx in range(config.num_experts):
+            if ExpertKey(layer_idx, expert_idx) in elsewhere:
+                continue
+            slots[layer_idx][expert_idx] = slot = next(free)
+            pool.write(slot, expert_of(weights, layer_idx, expert_idx), upload)
+        if num_shared:
+            for idx, shared in enumerate(_shared_of(weights, layer_idx, num_shared)):
+                slots[layer_idx][config.num_experts + idx] = slot = next(free)
+                pool.write(slot, shared, upload)
+    if not elsewhere:
+        return PooledExpertStore(
+            pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
+        )
+    return _tiered_experts(config, weights, formats, pool, slots, num_shared, places)
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
+def _tiered_experts(
+    config: ModelConfig,
+    weights: WeightSource,
+    formats: Formats,
+    pool: ExpertPool,
+    slots: dict[int, list[int]],
+    num_shared: int,
+    places: ExpertPlaces,
+) -> TieredExpertStore:
+    """Those that do not live on the GPU, in pinned memory or left in the copy."""
+    native = NativeBackend()
+    host = HostPool(pool, len(places.ram))
+    on_cpu: dict[int, list[ExpertWeights | None]] = {
+        layer_idx: [None] * config.num_experts for layer_idx in config.moe_layers
+    }
+    for row, key in enumerate(places.ram):
+        slots[key.layer_idx][key.expert_idx] = host.slot(row)
+        pool.write_in(host.data[row], expert_of(weights, *key), _copy)
+        on_cpu[key.layer_idx][key.expert_idx] = pool.expert_in(host.data[row])
+    copies = {key: expert_of(weights, *key) for key in places.disk}
+    for key, expert in copies.items():
+        on_cpu[key.layer_idx][key.expert_idx] = expert
+    server = ExpertServer(on_cpu, config.num_hidden_layers, config.hidden_size, native, pinned=True)
+    cpu_share, row_shares = _shares(config, native, pool, host, places)
+    return TieredExpertStore(
+        pool, host, slots, config.num_hidden_layers, num_shared, formats.linear_backend, server,
+        native, copies, cpu_share, row_shares,
+    )  # fmt: skip
+
+
+def _shares(
+    config: ModelConfig,
+    native: NativeBackend,
+    pool: ExpertPool,
+    host: HostPool,
+    places: ExpertPlaces,
+) -> tuple[Sequence[int], Mapping[int, float]]:
+    """Who runs the experts in pinned memory, measured where it is not given."""
+    cpu_share, row_shares = places.cpu_share, places.row_shares
+    costs = measure_sharing_costs(pool.data.device)
+    if cpu_share is None:
+        cpu_share = cpu_shares(config.num_experts_per_tok, pool.slot_nbytes, costs)
+    if row_shares is None:
+        experts = [pool.expert_in(row) for row in host.data[:NUM_MEASURED]]
+        row_shares = {}
+        for size in BUCKETS if experts else ():
+            rows_each = max(1, size * config.num_experts_per_tok // config.num_experts)
+            seconds = measure_expert_seconds(native, experts, rows_each)
+            row_shares[size] = row_share(pool.slot_nbytes, costs.bus, seconds)
+    return cpu_share, row_shares

@@ -1,0 +1,105 @@
+"""Who runs the experts outside a GPU's memory: the CPU where they are, or the GPU over the bus."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quant.errors import QuantError
+from quant.kernels.base import ExpertWeights, KernelBackend
+from quant.kernels.native import read_probe
+
+PROBE_NBYTES = 128 << 20
+NUM_PROBES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SharingCosts:
+    """What it takes to run experts that lie in the host's memory.
+
+    Attributes:
+        ram: Bytes a second that the CPU's kernels read.
+        bus: Bytes a second that the GPU reads through the bus.
+        handoff_seconds: What asking the CPU takes beyond the reading.
+    """
+
+    ram: float
+    bus: float
+    handoff_seconds: float = 20e-6
+
+    def __post_init__(self) -> None:
+        if not (self.ram > 0 and self.bus > 0 and self.handoff_seconds >= 0):
+            raise QuantError(f"speeds must be positive, got {self}")
+
+
+def cpu_shares(num_experts_per_tok: int, expert_nbytes: int, costs: SharingCosts) -> list[int]:
+    """How many experts the CPU runs, by how many of a token's lie outside the GPU's memory.
+
+    Both work at the same time, so the slower of them should end as early as possible; of equals
+    the CPU gets fewer.
+
+    Args:
+        num_experts_per_tok: Most that can lie outside.
+        expert_nbytes: Of one.
+        costs: Of this machine.
+
+    Returns:
+        ``num_experts_per_tok + 1`` numbers.
+    """
+
+    def seconds(outside: int, on_cpu: int) -> float:
+        cpu = on_cpu * expert_nbytes / costs.ram + costs.handoff_seconds * bool(on_cpu)
+        return max(cpu, (outside - on_cpu) * expert_nbytes / costs.bus)
+
+    return [
+        min(range(outside + 1), key=lambda on_cpu: seconds(outside, on_cpu))
+        for outside in range(num_experts_per_tok + 1)
+    ]
+
+
+def row_share(expert_nbytes: int, bus: float, expert_seconds: float) -> float:
+    """Which share of a layer's experts in the host's memory the CPU should run for a prompt.
+
+    All of them are used by some of its tokens; CPU and bus should end at the same time.
+
+    Args:
+        expert_nbytes: That the GPU reads of one.
+        bus: Bytes a second that it reads.
+        expert_seconds: What the CPU takes for one and its rows.
+    """
+    bus_seconds = expert_nbytes / bus
+    return bus_seconds / (bus_seconds + expert_seconds)
+
+
+def measure_expert_seconds(
+    backend: KernelBackend, experts: Sequence[ExpertWeights], rows_each: int
+) -> float:
+    """What the CPU takes for an expert that so many rows of a prompt have chosen."""
+    hidden_size = experts[0].down.shape[0]
+    num_rows = rows_each * len(experts)
+    rows = torch.ones(num_rows, hidden_size, dtype=torch.bfloat16)
+    ids = (torch.arange(num_rows) % len(experts))[:, None]
+    times = []
+    for _ in range(NUM_PROBES):
+        began = time.perf_counter()
+        backend.routed_experts(rows, ids, torch.ones(num_rows, 1), experts)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[NUM_PROBES // 2] / len(experts)
+
+
+def measure_sharing_costs(device: torch.device) -> SharingCosts:
+    """The speeds of this machine, in about a tenth of a second."""
+    host = torch.zeros(PROBE_NBYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    there = torch.empty_like(host, device=device)
+    ram, bus = [], []
+    for _ in range(NUM_PROBES):
+        began = time.perf_counter()
+        read_probe(host)
+        ram.append(PROBE_NBYTES / (time.perf_counter() - began))
+        began = time.perf_counter()
+        there.copy_(host)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        bus.append(PROBE_NBYTES / (time.perf_counter() - began))
+    return SharingCosts(ram=sorted(ram)[NUM_PROBES // 2], bus=sorted(bus)[NUM_PROBES // 2])

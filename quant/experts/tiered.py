@@ -1,0 +1,235 @@
+"""Experts of one model in three places: a GPU's pool, pinned host memory, and the mapped copy.
+
+The model's kernels find every expert of the first two through one table of slots; those of the
+host are read through the bus. While a token is decoded, the CPU runs some of the experts outside
+the GPU's memory at the same time, on request of the GPU; see `quant.kernels.triton.asking`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from quant.errors import QuantError
+from quant.experts.host_pool import HostPool
+from quant.experts.placement import ExpertKey
+from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
+from quant.experts.store import TierUse
+from quant.kernels.base import ExpertWeights, KernelBackend
+from quant.kernels.native.serve import ExpertServer
+
+
+class TieredExpertStore(PooledExpertStore):
+    """Runs routed experts wherever each one lives, and moves them while nothing runs.
+
+    Args:
+        pool: The GPU's, with one slot more than experts in it.
+        host: The experts in pinned memory.
+        slots: By layer index the slots of its routed and then its shared experts; NO_SLOT for one
+            that is only in the mapped copy.
+        num_layers: Layers of the model, those without experts included.
+        num_shared: Shared experts of a layer.
+        backend: Runs what the GPU can read.
+        server: Runs what the GPU asks of the CPU, and holds the experts that have no slot.
+        cpu_backend: Runs a prompt's tokens through experts that have no slot.
+        copies: By key the experts without a slot, mapped.
+        cpu_share: How many experts of a token and layer the CPU runs, by how many of them lie
+            outside the GPU's memory: ``num_experts_per_tok + 1`` numbers, the first 0.
+        row_shares: By the size of a prompt's chunk which share of a layer's experts in pinned
+            memory the CPU runs: those used least.
+
+    Attributes:
+        cpu_share: int32 on the device.
+        decode_hits: int64 ``[2]`` on the device: experts that decoded tokens found in the GPU's
+            memory, and such that they read through the bus.
+        chunk_masks: By the size of a chunk int8 ``[num_layers, num_experts]`` on the device, 1
+            for those that the CPU runs.
+
+    Raises:
+        QuantError: If no slot is left for moving.
+    """
+
+    def __init__(
+        self,
+        pool: ExpertPool,
+        host: HostPool,
+        slots: Mapping[int, Sequence[int]],
+        num_layers: int,
+        num_shared: int,
+        backend: KernelBackend,
+        server: ExpertServer,
+        cpu_backend: KernelBackend,
+        copies: Mapping[ExpertKey, ExpertWeights],
+        cpu_share: Sequence[int],
+        row_shares: Mapping[int, float] | None = None,
+    ) -> None:
+        super().__init__(pool, slots, num_layers, num_shared, backend)
+        self.host, self.server = host, server
+        self._cpu_backend = cpu_backend
+        self._copies = dict(copies)
+        taken = {slot for layer in slots.values() for slot in layer}
+        spare = [slot for slot in range(len(pool.data)) if slot not in taken]
+        if not spare:
+            raise QuantError("a pool without a free slot cannot exchange experts; give it one more")
+        self._spare = spare[0]
+        device = pool.data.device
+        self.cpu_share = torch.tensor(cpu_share, dtype=torch.int32, device=device)
+        self.decode_hits = torch.zeros(2, dtype=torch.int64, device=device)
+        self._slot_of = {layer_idx: list(layer) for layer_idx, layer in slots.items()}
+        self._counts_before = self.counts.clone()
+        self._hits = self._routings = 0
+        self._row_shares = row_shares or {}
+        shape = (num_layers, self._num_routed)
+        self.chunk_masks = {
+            size: torch.zeros(shape, dtype=torch.int8, device=device) for size in self._row_shares
+        }
+        self._publish(set(slots))
+
+    @property
+    def num_slots(self) -> int:
+        """Slots in the GPU's memory; greater or negative numbers lie outside it."""
+        return len(self.pool.data)
+
+    @property
+    def has_unaddressable(self) -> bool:
+        """Whether some experts are in the mapped copy alone, where the GPU cannot read."""
+        return bool(self._copies)
+
+    @property
+    def nbytes(self) -> int:
+        """See `ExpertStore.nbytes`."""
+        copies = sum(expert.nbytes for expert in self._copies.values())
+        return self.pool.data.nbytes + self.host.data.nbytes + copies
+
+    @property
+    def resident(self) -> set[ExpertKey]:
+        """The routed experts in the GPU's memory."""
+        return {
+            ExpertKey(layer_idx, expert_idx)
+            for layer_idx, layer in self._slot_of.items()
+            for expert_idx, slot in enumerate(layer[: self._num_routed])
+            if 0 <= slot < self.num_slots
+        }
+
+    def is_pinned(self, key: ExpertKey) -> bool:
+        """Whether an expert is in pinned memory."""
+        return self.host.row(self._slot(key)) is not None
+
+    @property
+    def _num_routed(self) -> int:
+        return self.slot_of.shape[1] - self._num_shared
+
+    def _settle_hits(self) -> None:
+        """Count the routings since the last move by where their experts were."""
+        counts = self.counts.clone()
+        new = counts - self._counts_before
+        self._counts_before = counts
+        self._routings += int(new.sum())
+        self._hits += sum(int(new[key]) for key in self.resident)
+
+    @property
+    def hit_rate(self) -> float:
+        """See `ExpertStore.hit_rate`; 1 if nothing was counted yet."""
+        self._settle_hits()
+        return self._hits / self._routings if self._routings else 1.0
+
+    @property
+    def uses(self) -> tuple[TierUse, ...]:
+        """See `ExpertStore.uses`; of decoded tokens."""
+        resident, streamed = self.decode_hits.tolist()
+        size = self.pool.slot_nbytes
+        on_cpu = self.server.use.num_experts
+        return (
+            TierUse("GPU", resident, resident * size),
+            TierUse("bus", streamed, streamed * size),
+            TierUse("RAM", on_cpu, on_cpu * size),
+        )
+
+    def swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
+        """Exchange an expert in pinned memory with one of the GPU's. Waits for the device.
+
+        Raises:
+            QuantError: If they are not where that is possible.
+        """
+        self._settle_hits()
+        self._swap(promoted, demoted)
+        self._publish({promoted.layer_idx, demoted.layer_idx})
+
+    def swap_all(self, pairs: Sequence[tuple[ExpertKey, ExpertKey]]) -> None:
+        """`swap` for many pairs of a promoted and a demoted expert."""
+        if not pairs:
+            return
+        self._settle_hits()
+        for promoted, demoted in pairs:
+            self._swap(promoted, demoted)
+        self._publish({key.layer_idx for pair in pairs for key in pair})
+
+    def _swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
+        up, down = self._slot(promoted), self._slot(demoted)
+        row = self.host.row(up)
+        if row is None or not 0 <= down < self.num_slots:
+            raise QuantError(f"{promoted} is not in pinned memory or {demoted} not on the GPU")
+        self.pool.data[self._spare].copy_(self.host.data[row])
+        self.host.data[row].copy_(self.pool.data[down])
+        self._slot_of[promoted.layer_idx][promoted.expert_idx] = self._spare
+        self._slot_of[demoted.layer_idx][demoted.expert_idx] = up
+        self._spare = down
+        self.server.place(*demoted, self.pool.expert_in(self.host.data[row]))
+
+    def _slot(self, key: ExpertKey) -> int:
+        return self._slot_of[key.layer_idx][key.expert_idx]
+
+    def _publish(self, layers: set[int]) -> None:
+        """Bring the tables of layers to the device; whatever runs next finds the new places."""
+        for layer_idx in layers:
+            slots = torch.tensor(self._slot_of[layer_idx], dtype=torch.int32)
+            self.slot_of[layer_idx].copy_(slots)
+            gate_up_at, down_at = self._addresses(layer_idx)
+            self.tables[layer_idx].gate_up_at.copy_(gate_up_at)
+            self.tables[layer_idx].down_at.copy_(down_at)
+            self._publish_masks(layer_idx)
+
+    def _publish_masks(self, layer_idx: int) -> None:
+        """Give the CPU the experts in pinned memory that were used least, of equals the last."""
+        counts = self._counts_before[layer_idx].tolist()
+        pinned = [
+            expert_idx
+            for expert_idx, slot in enumerate(self._slot_of[layer_idx][: self._num_routed])
+            if self.host.row(slot) is not None
+        ]
+        pinned.sort(key=lambda expert_idx: (counts[expert_idx], -expert_idx))
+        for size, share in self._row_shares.items():
+            mask = torch.zeros(self._num_routed, dtype=torch.int8)
+            mask[pinned[: round(share * len(pinned))]] = 1
+            self.chunk_masks[size][layer_idx].copy_(mask)
+
+    def forward(
+        self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
+    ) -> Tensor:
+        """See `ExpertStore.forward`; what the GPU cannot read runs on the CPU."""
+        far = self.slot_of[layer_idx][topk_ids] == NO_SLOT
+        if not self._copies or not bool(far.any()):
+            return super().forward(layer_idx, hidden_states, topk_ids, topk_weights)
+        near_ids = torch.where(far, self._addressable(layer_idx), topk_ids)
+        out = super().forward(layer_idx, hidden_states, near_ids, topk_weights * ~far)
+        counts = self.routing_counts[layer_idx]  # of the experts that really were chosen
+        counts.scatter_add_(0, near_ids[far], -torch.ones_like(near_ids[far]))
+        counts.scatter_add_(0, topk_ids[far], torch.ones_like(topk_ids[far]))
+        tokens, _ = far.nonzero(as_tuple=True)
+        rows = hidden_states[tokens].cpu()
+        ids, weights = topk_ids[far][:, None].cpu(), topk_weights[far][:, None].cpu()
+        experts = [
+            self._copies.get(ExpertKey(layer_idx, expert_idx), self.pool.expert(0))
+            for expert_idx in range(self._num_routed)
+        ]
+        extra = self._cpu_backend.routed_experts(rows, ids, weights, experts)
+        return out.index_add(0, tokens, extra.to(out.device))
+
+    def _addressable(self, layer_idx: int) -> int:
+        """An expert of a layer that the GPU can read, for tokens that chose another."""
+        slots = self._slot_of[layer_idx]
+        return next((i for i, slot in enumerate(slots) if slot != NO_SLOT), 0)
+
+    def close(self) -> None:
+        """Stop the CPU's thread."""
+        self.server.close()

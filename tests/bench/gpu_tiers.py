@@ -1,0 +1,180 @@
+"""Decode and prefill with a part of the experts outside the GPU's memory, at the 21B shape.
+
+    python -m tests.bench.gpu_tiers [--resident 864 432 0] [--skew 0.75] [--shares] [--prefill 512]
+
+Weights are random; ``--resident`` routed experts of 1,728 lie on the GPU, chosen at random, the
+others in pinned memory. Routing is uniform, or with ``--skew S`` so that the resident half of the
+experts gets the share S of all choices. Times are medians over tokens of a captured graph; with
+``--shares`` every way to share the rest between CPU and bus is tried.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from erniechat.model.assembly import assemble
+from erniechat.model.conversion import Formats
+from erniechat.model.decoder import Decoder
+from erniechat.model.expert_assembly import ExpertPlaces
+from quant.experts.placement import ExpertKey
+from quant.formats import format_named
+from quant.kernels import backend_for
+from quant.kernels.native import num_threads, read_probe, set_num_threads
+from tests.bench.gpu_step import (
+    DEVICE,
+    SHAPE_21B,
+    RepeatedExperts,
+    filled_cache,
+    greedy_graph,
+    report,
+)
+
+KEYS = [ExpertKey(i, j) for i in SHAPE_21B.moe_layers for j in range(SHAPE_21B.num_experts)]
+TOP_K = SHAPE_21B.num_experts_per_tok
+
+
+def build(quant: str, num_resident: int) -> Decoder:
+    """The model with its experts in two places."""
+    embedding = "bf16" if quant == "bf16" else "int8"
+    formats = Formats(
+        format_named(quant),
+        format_named(embedding),
+        backend_for(quant, DEVICE, "triton"),
+        backend_for(embedding, DEVICE, "triton"),
+    )
+    order = torch.randperm(len(KEYS), generator=torch.Generator().manual_seed(2)).tolist()
+    ram = [KEYS[i] for i in order[num_resident:]]
+    weights = RepeatedExperts(SHAPE_21B, formats)
+    torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    decoder = assemble(SHAPE_21B, weights, formats, DEVICE, torch.bfloat16, ExpertPlaces(ram))
+    torch.cuda.synchronize()
+    report(
+        event="loaded", quant=quant, resident=num_resident, of=len(KEYS),
+        shares=decoder.experts.cpu_share.tolist(),
+        row_shares={k: round(v, 3) for k, v in decoder.experts._row_shares.items()},
+        threads=num_threads(), seconds=round(time.perf_counter() - began, 1),
+        gpu_GB=round(torch.cuda.memory_allocated() / 1e9, 3),
+    )  # fmt: skip
+    return decoder
+
+
+def time_decode(decoder: Decoder, count: int, context: int = 512) -> float:
+    """Milliseconds a token, greedily, with the graph's own choice of the next one."""
+    captured, store = decoder.step, decoder.experts
+    graph = greedy_graph(captured, SHAPE_21B.vocab_size)
+    kv_cache = filled_cache(decoder, context)
+    captured.place(kv_cache, context)
+    times = []
+    for _ in range(count):
+        store.server.wake()
+        began = time.perf_counter()
+        graph.replay()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+        store.server.check()
+    captured._held = (-1, -1, -1)
+    if int(captured.step._arrived[1]):
+        raise RuntimeError("an answer of the CPU never came")
+    return 1e3 * statistics.median(times[count // 10 :])
+
+
+def measure(decoder: Decoder, label: str, count: int) -> None:
+    """One row: speed, and where experts were found."""
+    store = decoder.experts
+    before = [use.experts_run for use in store.uses]
+    requests, _, busy, *_ = store.server.use
+    ms = time_decode(decoder, count)
+    ran = [use.experts_run - b for use, b in zip(store.uses, before, strict=True)]
+    requests_now, _, busy_now, *_ = store.server.use
+    total = sum(ran)
+    on_cpu = ran[2] * store.pool.slot_nbytes
+    report(
+        event="decode", label=label, ms=round(ms, 3), tok_s=round(1e3 / ms, 1),
+        gpu=round(ran[0] / total, 3), bus=round(ran[1] / total, 3), cpu=round(ran[2] / total, 3),
+        cpu_GB_s=round(on_cpu / 1e9 / max(busy_now - busy, 1e-9), 1),
+        cpu_us_a_request=round(1e6 * (busy_now - busy) / max(requests_now - requests, 1), 1),
+    )  # fmt: skip
+
+
+def skew(decoder: Decoder, wanted: float) -> None:
+    """Raise the resident experts' bias until they get the wanted share of choices."""
+    store, low, high = decoder.experts, 0.0, 0.05
+    for _ in range(7):
+        bias = (low + high) / 2
+        for layer_idx in SHAPE_21B.moe_layers:
+            tensor = decoder.weights.tensors[f"layers.{layer_idx}.correction_bias"]
+            tensor.zero_()
+            mine = [k.expert_idx for k in store.resident if k.layer_idx == layer_idx]
+            tensor[mine] = bias
+        before = [use.experts_run for use in store.uses]
+        time_decode(decoder, 20)
+        ran = [use.experts_run - b for use, b in zip(store.uses, before, strict=True)]
+        share = ran[0] / sum(ran)
+        low, high = (bias, high) if share < wanted else (low, bias)
+    report(event="skew", share=round(share, 3), bias=bias)
+
+
+def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None:
+    ids = torch.randint(0, SHAPE_21B.vocab_size, (length,)).tolist()
+    times = []
+    for _ in range(6):
+        kv_cache = decoder.new_kv_cache(length + 8)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for at in range(0, length, 512):
+            decoder.forward(ids[at : at + 512], kv_cache)
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times[1:])
+    report(
+        event="prefill", tokens=length, ms=round(1e3 * seconds, 2), tok_s=round(length / seconds)
+    )
+
+
+def main() -> None:
+    """Print one JSON object a line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quant", default="nf4")
+    parser.add_argument("--resident", type=int, nargs="*", default=[864])
+    parser.add_argument("--skew", type=float)
+    parser.add_argument("--shares", action="store_true")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[512])
+    args = parser.parse_args()
+    if args.threads:
+        set_num_threads(args.threads)
+    torch.manual_seed(0)
+    probe = torch.ones(1 << 30, dtype=torch.uint8)
+    for _ in range(3):
+        began = time.perf_counter()
+        read_probe(probe)
+    report(event="probe", GB_s=round((1 << 30) / 1e9 / (time.perf_counter() - began), 1))
+    for num_resident in args.resident:
+        decoder = build(args.quant, num_resident)
+        time_decode(decoder, 5)
+        measure(decoder, "uniform", args.tokens)
+        for length in args.prefill:
+            time_prefill(decoder, length)
+        if args.shares:
+            for share in (0.0, 0.34, 0.5, 0.67, 0.84, 1.0):
+                shares = [round(share * n) for n in range(TOP_K + 1)]
+                decoder.experts.cpu_share.copy_(torch.tensor(shares))
+                measure(decoder, f"shares {shares}", args.tokens)
+            for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
+                decoder.experts._row_shares = dict.fromkeys(decoder.experts._row_shares, share)
+                decoder.experts._publish(set(SHAPE_21B.moe_layers))
+                time_prefill(decoder, 512, f"row share {share}")
+        if args.skew:
+            skew(decoder, args.skew)
+            measure(decoder, f"skew {args.skew}", args.tokens)
+        decoder.experts.close()
+        del decoder
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
