@@ -11,7 +11,20 @@ from erniechat.options import SamplingOptions, Structure
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is loaded and what it can do."""
+    """What is loaded and what it can do.
+
+    Attributes:
+        model: As it was asked for.
+        quant: The format of its weights.
+        device: Where it runs.
+        context_length: Tokens of prompt and answer together.
+        thinking: Whether it thinks.
+        has_chat_template: Whether it can chat.
+        load_seconds: What loading took.
+        defaults: The checkpoint's own sampling.
+        max_context_length: What the context can be raised to; the model's own limit.
+        kv_nbytes_per_token: Memory that a token in the context takes.
+    """
 
     model: str
     quant: str
@@ -21,6 +34,8 @@ class ModelInfo:
     has_chat_template: bool
     load_seconds: float
     defaults: SamplingOptions = field(default_factory=SamplingOptions)
+    max_context_length: int = 0
+    kv_nbytes_per_token: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,15 @@ class ChatBackend(Protocol):
 
     def cancel(self) -> None:
         """End the running reply after its current step; callable from any thread or handler."""
+        ...
+
+    def raise_context(self, num_tokens: int) -> None:
+        """Let prompt and answer be longer from the next reply on; nothing is read again.
+
+        Raises:
+            UsageError: If the model was not made for so many tokens.
+            MemoryLimitError: If they would not fit into the free memory.
+        """
         ...
 
     def memory(self) -> MemoryUse:

@@ -1,5 +1,6 @@
 """Messages in, events out: the local implementation of ChatBackend."""
 
+import dataclasses
 import secrets
 import threading
 import time
@@ -14,7 +15,7 @@ from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.tags import Section
 from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
-from erniechat.errors import ContextLengthError, UsageError
+from erniechat.errors import ContextLengthError, MemoryLimitError, UsageError
 from erniechat.events import (
     Progress,
     StreamEvent,
@@ -28,9 +29,9 @@ from erniechat.model.decoder import Decoder
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import SamplingOptions, Structure
 from erniechat.prompts import PromptTools
-from erniechat.turn import Turn
+from erniechat.turn import Turn, sampler_of
 from quant.experts.adapter import ExpertAdapter
-from quant.memory import process_memory
+from quant.memory import gpu_memory, host_memory, process_memory
 
 TIMED_TOKENS = 16  # fewer cost as much as one each, and tell nothing of a long prompt
 
@@ -138,6 +139,24 @@ class Engine:
         """See `ChatBackend.cancel`."""
         self._cancelled.set()
 
+    def raise_context(self, num_tokens: int) -> None:
+        """See `ChatBackend.raise_context`."""
+        longest = self._info.max_context_length
+        if num_tokens > longest:
+            raise UsageError(
+                f'the context must be at most {longest:,} tokens for this model, got "{num_tokens}"'
+            )
+        cache = self._kv_cache
+        needed = num_tokens * cache.nbytes_per_token - cache.nbytes
+        free = (gpu_memory(self.decoder.device) or host_memory()).free_nbytes
+        if needed > free:
+            raise MemoryLimitError(
+                f"a context of {num_tokens:,} tokens needs {needed / 2**30:.1f} GiB more, "
+                f"{free / 2**30:.1f} GiB are free"
+            )
+        cache.max_tokens = num_tokens
+        self._info = dataclasses.replace(self._info, context_length=num_tokens)
+
     def memory(self) -> MemoryUse:
         """See `ChatBackend.memory`."""
         host = process_memory()
@@ -185,7 +204,7 @@ class Engine:
         )
         guides: list[Guide] = [*self.prompts.budget(options.think_budget, parser)]
         guides += self.prompts.structure(structure, prompt, parser, self._stop_ids)
-        return self._stream(input_ids, parser, _sampler(options), limits, seed, guides, session)
+        return self._stream(input_ids, parser, sampler_of(options), limits, seed, guides, session)
 
     def _change_session(self, session: str, input_ids: list[int]) -> None:
         """Keep the conversation until now, and take up another where it was left."""
@@ -293,15 +312,3 @@ def _parse(parser: ReplyParser | None, pieces: Sequence[str]) -> list[StreamEven
     if parser is None:
         return [TextDelta(str(piece)) for piece in pieces if piece]
     return list(parser.feed_all(pieces))
-
-
-def _sampler(options: SamplingOptions) -> Sampler:
-    """The sampler of options; what is None changes nothing."""
-    neutral = Sampler()
-    return Sampler(
-        temperature=neutral.temperature if options.temperature is None else options.temperature,
-        top_k=options.top_k or neutral.top_k,
-        top_p=options.top_p or neutral.top_p,
-        min_p=options.min_p or neutral.min_p,
-        repetition_penalty=options.repetition_penalty or neutral.repetition_penalty,
-    )

@@ -91,6 +91,8 @@ def load_engine(
         has_chat_template=prompts.template is not None,
         load_seconds=time.perf_counter() - began,
         defaults=sampling_defaults(generation_config),
+        max_context_length=plan.config.max_position_embeddings,
+        kv_nbytes_per_token=plan.config.kv_nbytes_per_token * dtype.itemsize // 2,
     )
     return Engine(
         info,

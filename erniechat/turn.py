@@ -1,4 +1,4 @@
-"""What is counted while a reply runs: tokens, seconds, and why it ended."""
+"""One reply: how its tokens are chosen, what is counted while it runs, and why it ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from erniechat.chat.tags import Section
 from erniechat.events import BudgetReached, FinishReason, Seconds, StreamEvent, TurnEnd, Usage
 from erniechat.generation.guide import Guide, ThinkingBudget
+from erniechat.generation.sampling import Sampler
 from erniechat.generation.structure import StructureGuide
+from erniechat.options import SamplingOptions
 
 
 @dataclass(slots=True)
@@ -50,3 +52,15 @@ class Turn:
             return []
         self.budget_told = True
         return [BudgetReached(self.tokens["thinking"])]
+
+
+def sampler_of(options: SamplingOptions) -> Sampler:
+    """The sampler of options; what is None changes nothing."""
+    neutral = Sampler()
+    return Sampler(
+        temperature=neutral.temperature if options.temperature is None else options.temperature,
+        top_k=options.top_k or neutral.top_k,
+        top_p=options.top_p or neutral.top_p,
+        min_p=options.min_p or neutral.min_p,
+        repetition_penalty=options.repetition_penalty or neutral.repetition_penalty,
+    )

@@ -165,6 +165,9 @@ class FakeBackend:
     def count_tokens(self, text: str, *, raw: bool = False) -> int:
         return len(text.split())
 
+    def raise_context(self, num_tokens: int) -> None:
+        self.info = dataclasses.replace(self.info, context_length=num_tokens)
+
     def cancel(self) -> None:
         self.num_cancels += 1
         self._cancelled.set()

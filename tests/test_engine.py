@@ -179,3 +179,17 @@ def test_closing_adds_the_routing_counts_to_the_profile(
 def test_options_of_the_checkpoint_apply_where_none_are_given(engine: Engine) -> None:
     assert engine.info.defaults.temperature == 0  # do_sample is false in its generation_config
     assert LoadOptions().quant == "auto"
+
+
+def test_the_context_can_be_raised_up_to_what_the_model_was_made_for() -> None:
+    engine = load_mini("int8", ctx=64, copy=False)
+    long = [Message("user", "17 + 25 " * 40)]
+    with pytest.raises(ContextLengthError):
+        engine.stream_reply(long, GREEDY)
+    longest = engine.info.max_context_length
+    assert engine.info.kv_nbytes_per_token == engine._kv_cache.nbytes_per_token
+    with pytest.raises(UsageError, match=f"at most {longest:,} tokens"):
+        engine.raise_context(longest + 1)
+    engine.raise_context(1024)
+    assert engine.info.context_length == 1024
+    assert last(list(engine.stream_reply(long, GREEDY, think="off"))).finish_reason == "stop"

@@ -1,30 +1,32 @@
 """Where the user types: keys, completion, history and the toolbar."""
 
+import select
 import sys
 from collections.abc import Callable
 from typing import Protocol
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
-from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import Input, create_input
-from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.keys import Keys
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.key_binding import KeyBindings, KeyPress
 from prompt_toolkit.output import ColorDepth, Output, create_output
 from prompt_toolkit.styles import Style
 
+from erniechat.ui.bindings import (
+    choice_range,
+    choosing_keys,
+    editing_keys,
+    is_open,
+    know_shift_enter,
+)
 from erniechat.ui.completion import CommandCompleter
 from erniechat.ui.history import PrivateHistory, history_path
-from erniechat.ui.keys import KeyWatch, QuietKeys, RawKeys
+from erniechat.ui.keys import ESCAPE_SECONDS, KeyWatch, QuietKeys, RawKeys
 from erniechat.ui.paste import Folds
 from erniechat.ui.screen import Screen
 from erniechat.ui.terminal import Terminal, is_utf8
 
-QUOTES = '"""'
-# How terminals that can tell Shift-Enter from Enter send it; theirs to switch on, not ours.
-SHIFT_ENTER = ("\x1b[13;2u", "\x1b[27;2;13~")
 _STYLE = Style.from_dict(
     {"prompt": "bold", "bottom-toolbar": "noreverse", "bottom-toolbar.text": "dim"}
 )
@@ -47,78 +49,13 @@ class Prompt(Protocol):
         """Whether the user says yes; anything else, and Ctrl-C, is no."""
         ...
 
+    def choose(self, number: int, hint: str) -> int | None:
+        """Which of so many numbered choices the user takes; None for Esc, Ctrl-C and Ctrl-D."""
+        ...
+
     def watch(self) -> KeyWatch:
         """The keyboard while no prompt is up."""
         ...
-
-
-def is_open(text: str) -> bool:
-    """Whether a message goes on on the next line: an open triple quote."""
-    return text.lstrip().startswith(QUOTES) and text.count(QUOTES) == 1
-
-
-def unquoted(text: str) -> str:
-    """A message without the triple quotes around it."""
-    inner = text.strip()
-    if inner.startswith(QUOTES) and inner.endswith(QUOTES) and len(inner) >= 2 * len(QUOTES):
-        return inner[len(QUOTES) : -len(QUOTES)].strip("\n")
-    return text
-
-
-def _bindings(folds: Folds) -> KeyBindings:
-    """The keys that edit, then those that stand for a command."""
-    keys = KeyBindings()
-
-    @keys.add("enter", eager=True)
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        if buffer.complete_state and buffer.complete_state.current_completion:
-            buffer.complete_state = None
-        elif buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        elif is_open(buffer.text):
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("c-j", eager=True)
-    @keys.add("escape", "enter", eager=True)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    @keys.add(Keys.BracketedPaste)
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text(folds.fold(event.data))
-
-    @keys.add("backspace")
-    def _(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        mark = folds.mark_before(buffer.document.text_before_cursor)
-        buffer.delete_before_cursor(len(mark) or 1)
-
-    _add_commands(keys)
-    return keys
-
-
-def _add_commands(keys: KeyBindings) -> None:
-    @keys.add("escape", "escape")
-    def _(event: KeyPressEvent) -> None:
-        if not event.current_buffer.text:
-            event.current_buffer.text = "/edit"
-            event.current_buffer.validate_and_handle()
-
-    @keys.add("c-o", filter=Condition(lambda: not get_app().current_buffer.text), eager=True)
-    def _(event: KeyPressEvent) -> None:
-        event.app.exit(result="/thoughts")
-
-    @keys.add("c-c", eager=True)
-    @keys.add("<sigint>", eager=True)
-    def _(event: KeyPressEvent) -> None:
-        if event.current_buffer.text:
-            event.current_buffer.reset()
-        else:
-            event.app.exit(exception=KeyboardInterrupt())
 
 
 class LinePrompt:
@@ -138,17 +75,22 @@ class LinePrompt:
         self._source = source or create_input(sys.stdin)
         self._output = output or create_output(sys.stdout)
         self._sign = "› " if utf8 else "> "
-        for sequence in SHIFT_ENTER:
-            ANSI_SEQUENCES[sequence] = (Keys.Escape, Keys.ControlM)  # as Alt-Enter
+        self._toolbar = toolbar
         self._folds = Folds(count_tokens)
         stored: History = InMemoryHistory()
         if history:
             stored = PrivateHistory(history_path(), self._folds.expand)
-        self._session: PromptSession[str] = PromptSession(
+        know_shift_enter()
+        self._session = self._make_session(stored, color)
+        # A terminal that cannot tell its cursor's place loses the toolbar; no word about it.
+        self._session.app.renderer.cpr_not_supported_callback = None
+
+    def _make_session(self, stored: History, color: bool) -> PromptSession[str]:
+        return PromptSession(
             [("class:prompt", self._sign)],
             multiline=True,
             prompt_continuation="  ",
-            key_bindings=_bindings(self._folds),
+            key_bindings=editing_keys(self._folds),
             completer=CommandCompleter(),
             complete_while_typing=False,
             history=stored,
@@ -156,15 +98,13 @@ class LinePrompt:
             enable_open_in_editor=True,
             enable_suspend=True,
             reserve_space_for_menu=4,
-            bottom_toolbar=lambda: toolbar(self._output.get_size().columns, self._typed()),
+            bottom_toolbar=lambda: self._toolbar(self._output.get_size().columns, self._typed()),
             refresh_interval=1.0,
             style=_STYLE if color else _PLAIN_STYLE,
             color_depth=ColorDepth.DEPTH_4_BIT if color else ColorDepth.DEPTH_1_BIT,
             input=self._source,
             output=self._output,
         )
-        # A terminal that cannot tell its cursor's place loses the toolbar; no word about it.
-        self._session.app.renderer.cpr_not_supported_callback = None
 
     def ask(self, draft: str) -> str:
         """One message or command, as Prompt says."""
@@ -175,11 +115,36 @@ class LinePrompt:
 
     def confirm(self, question: str) -> bool:
         """See `Prompt`."""
-        asker: PromptSession[str] = PromptSession(input=self._source, output=self._output)
+        return (self._answer(f"{question} [y/N] ") or "").strip().lower() in ("y", "yes")
+
+    def choose(self, number: int, hint: str) -> int | None:
+        """See `Prompt`."""
+        question = f"{choice_range(number)}{hint} {self._sign}"
+        return int(self._answer(question, choosing_keys(number)) or "0") or None
+
+    def _answer(self, question: str, keys: KeyBindings | None = None) -> str | None:
+        """What is typed from now on in answer to a question; None for Ctrl-C and Ctrl-D."""
+        asker: PromptSession[str] = PromptSession(
+            input=self._source, output=self._output, key_bindings=keys
+        )
+        asker.app.renderer.cpr_not_supported_callback = None
+        asker.app.ttimeoutlen = ESCAPE_SECONDS  # or Esc waits for half a second
+        typed_ahead = self._take_typed()
         try:
-            return asker.prompt(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+            return asker.prompt(question)
         except (EOFError, KeyboardInterrupt):
-            return False
+            return None
+        finally:
+            store_typeahead(self._source, [*typed_ahead, *get_typeahead(self._source)])
+
+    def _take_typed(self) -> list[KeyPress]:
+        """The keys that were typed before a question came, which are no answer to it."""
+        with self._source.raw_mode():
+            return [*get_typeahead(self._source), *self._pending()]
+
+    def _pending(self) -> list[KeyPress]:
+        ready, _, _ = select.select([self._source.fileno()], [], [], 0)
+        return [*self._source.read_keys(), *self._source.flush_keys()] if ready else []
 
     def watch(self) -> KeyWatch:
         """Every key by itself."""
@@ -213,10 +178,29 @@ class PlainPrompt:
 
     def confirm(self, question: str) -> bool:
         """See `Prompt`."""
+        self._drop_typed()
         try:
             return self._line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
         except EOFError:
             return False
+
+    def _drop_typed(self) -> None:
+        """Forget lines that were typed before a question came: they are no answer to it."""
+        try:
+            import termios
+
+            termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+        except (ImportError, OSError, ValueError, termios.error):
+            return
+
+    def choose(self, number: int, hint: str) -> int | None:
+        """See `Prompt`; a line that is no number is none."""
+        self._drop_typed()
+        try:
+            line = self._line(f"{choice_range(number)}Enter edits the message {self._sign}").strip()
+        except (EOFError, KeyboardInterrupt):
+            return None
+        return int(line) if line.isdecimal() and 0 < int(line) <= number else None
 
     def watch(self) -> KeyWatch:
         """Only Ctrl-C."""

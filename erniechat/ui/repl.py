@@ -10,11 +10,13 @@ from erniechat.chat.sessions import SavedChat, session_paths, sessions_folder
 from erniechat.errors import ErnieChatError
 from erniechat.ui.answering import POLL_SECONDS, Answerer
 from erniechat.ui.attachments import expand
+from erniechat.ui.bindings import unquoted
 from erniechat.ui.commands import literal, parse_line, run_command
 from erniechat.ui.inputs import read_system
 from erniechat.ui.keys import KeyWatch
+from erniechat.ui.overflow import make_fit
 from erniechat.ui.progress import LoadProgress
-from erniechat.ui.prompt import Prompt, make_prompt, unquoted
+from erniechat.ui.prompt import Prompt, make_prompt
 from erniechat.ui.result import NO_TEMPLATE_NOTICE
 from erniechat.ui.run_tools import Consent, run_calls
 from erniechat.ui.screen import Screen, make_screen
@@ -245,7 +247,9 @@ class Repl:
             self._screen.note(f'Ctrl-D or /exit leaves; " {word}" with a blank before it sends it')
         elif command is None:
             typed = unquoted(literal(text))
-            self._session.next_turn = Turn(self._whole_message(typed), typed)
+            attached = tuple(self._session.attached)
+            whole = self._whole_message(typed)
+            self._session.next_turn = Turn(whole, typed, attached=attached)
         else:
             run_command(self._session, *command)
 
@@ -262,6 +266,8 @@ class Repl:
     def _answer(self, turn: Turn) -> None:
         """Answer a turn, and run the tools that it calls if the user says so."""
         session = self._session
+        if not make_fit(session, turn, self._prompt):
+            return
         if self._answerer.answer(turn):
             calls = session.messages[-1].tool_calls if session.messages else ()
             results = run_calls(calls, self._consent) if calls else []

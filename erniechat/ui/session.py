@@ -46,12 +46,14 @@ class Turn:
         typed: What of it was typed, where files were put before it.
         sampling: How tokens are chosen, where not as the settings say.
         part: What there is of the answer already.
+        attached: The files that were put before it by themselves.
     """
 
     text: str | None
     typed: str = ""
     sampling: SamplingOptions | None = None
     part: Message | None = None
+    attached: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -192,18 +194,24 @@ class Session:
             self._add(message)
         self.touch()
 
+    def give_back(self, turn: Turn) -> None:
+        """Let the next prompt start with a message that was not sent."""
+        if turn.part is not None:
+            self.messages.append(turn.part)
+        elif turn.text is not None:
+            self.draft = turn.typed or turn.text
+            self.attached = list(turn.attached)
+        self.touch()
+
     def take_back(self, record: ReplyRecord, turn: Turn) -> None:
         """Forget a message that was not answered; the next prompt starts with it."""
         self.last = record if record.thoughts else self.last
         if record.end is not None:
             self.totals.add(record.end)
-        if turn.part is not None:
-            self.messages.append(turn.part)
-        elif turn.text is not None:
-            if not self.raw and self.messages and self.messages[-1].role == "user":
-                self.truncate(len(self.messages) - 1, "unanswered")
-            self.draft = turn.typed or turn.text
-        self.touch()
+        is_asked = turn.part is None and turn.text is not None and not self.raw
+        if is_asked and self.messages and self.messages[-1].role == "user":
+            self.truncate(len(self.messages) - 1, "unanswered")
+        self.give_back(turn)
 
     def truncate(self, num_messages: int, why: str) -> None:
         """Keep only the first messages; the file keeps the others too."""

@@ -2,22 +2,25 @@
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.key_binding import KeyPress
 
 from erniechat.errors import UsageError
 from erniechat.events import ToolCall
 from erniechat.ui import run_tools
 from erniechat.ui.keys import QuietKeys
+from erniechat.ui.prompt import LinePrompt
 from erniechat.ui.repl import Repl
 from erniechat.ui.run_tools import run_command
 from erniechat.ui.tool_commands import ToolCommand, read_tool_file
 from erniechat.ui.worker import Worker
 from tests.fakes import Script, words
-from tests.ui.test_repl import Chat
+from tests.ui.test_repl import LEAVE, Chat
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
 CALL = ToolCall("1", "get_weather", '{"city": "Köln; rm -rf /"}')
@@ -37,6 +40,20 @@ class ToolChat(Chat):
         prompt = self._repl._prompt
         self._repl = Repl(self.session, Worker(), prompt, commands)
 
+    def type_and_answer(self, text: str, answer: str) -> str:
+        """Send a line, and once a question is asked its answer."""
+        prompt = self._repl._prompt
+        assert isinstance(prompt, LinePrompt)
+        take = prompt._take_typed
+
+        def take_and_answer() -> list[KeyPress]:
+            typed = take()
+            self._keys.send_text(answer + "\r")
+            return typed
+
+        prompt._take_typed = take_and_answer  # type: ignore[method-assign]  # adds the answer
+        return self.type(text)
+
 
 def chat_with(keys: PipeInput, *scripts: Script, allowed: bool = False) -> ToolChat:
     chat = ToolChat(keys, scripts, tools=(TOOL,))
@@ -46,7 +63,7 @@ def chat_with(keys: PipeInput, *scripts: Script, allowed: bool = False) -> ToolC
 
 def test_a_yes_runs_the_command_and_the_model_goes_on(keys: PipeInput):
     chat = chat_with(keys, [*words("I look."), CALL], words("23 °C."))
-    out = chat.type("Q", "y")
+    out = chat.type_and_answer("Q", "y")
     roles = [message.role for message in chat.backend.asked[1].messages]
     assert roles == ["user", "assistant", "tool"]
     result = chat.backend.asked[1].messages[-1]
@@ -59,8 +76,20 @@ def test_a_yes_runs_the_command_and_the_model_goes_on(keys: PipeInput):
 def test_nothing_runs_without_a_yes(keys: PipeInput, answer: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_tools, "run_command", None)
     chat = chat_with(keys, [*words("I look."), CALL], words("23 °C."))
-    chat.type("Q", answer)
+    chat.type_and_answer("Q", answer)
     assert len(chat.backend.asked) == 1
+
+
+def test_what_was_typed_before_the_question_is_no_yes(
+    keys: PipeInput, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_tools, "run_command", None)
+    chat = chat_with(keys, [*words("I look.", 0.05), CALL], words("Fine."))
+    chat._keys.send_text("Q\r")
+    threading.Timer(0.05, lambda: keys.send_text("y\r")).start()  # while the model writes
+    threading.Timer(0.8, lambda: keys.send_text("n\r" + LEAVE)).start()
+    chat._repl.run()
+    assert [asked.messages[-1].content for asked in chat.backend.asked] == ["Q", "y"]
 
 
 def test_an_allowed_command_needs_no_question(keys: PipeInput):

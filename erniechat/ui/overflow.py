@@ -1,0 +1,122 @@
+"""A message that does not fit into the context: nothing is sent before the user has chosen."""
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from erniechat.chat.conversation import Message
+from erniechat.errors import ErnieChatError
+from erniechat.ui.prompt import Prompt
+from erniechat.ui.session import Session, Turn
+from erniechat.ui.text import count, gib
+
+RESERVED_TOKENS = 512  # for the answer
+CONTEXT_STEP = 4096  # contexts are raised to multiples of this
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A way to make a message fit: what it says, and what it does to the session."""
+
+    text: str
+    act: Callable[[], None]
+
+
+def make_fit(session: Session, turn: Turn, prompt: Prompt) -> bool:
+    """Whether a turn can be sent; where it does not fit, after the user has chosen a way.
+
+    Where none is chosen, the message goes back into the prompt.
+    """
+    if session.raw:
+        return True
+    try:
+        total, before = _count(session, session.messages, turn), session.num_context_tokens
+    except ErnieChatError:  # the engine will say what is wrong
+        return True
+    context = session.backend.info.context_length
+    reserved = reserved_tokens(session)
+    if total + reserved <= context:
+        return True
+    session.screen.error(
+        f"this does not fit. The message has {count(total - before)} tok, the conversation "
+        f"{count(before)}, and {count(reserved)} are kept for the answer: "
+        f"{count(total + reserved)} of {count(context)}. Nothing was sent."
+    )
+    choices = find_choices(session, turn, total + reserved)
+    rows = [f"  {number}  {choice.text}" for number, choice in enumerate(choices, 1)]
+    session.screen.block("\n".join(rows))
+    chosen = prompt.choose(len(choices), "Esc edits the message")
+    if chosen is None:
+        session.give_back(turn)
+        return False
+    choices[chosen - 1].act()
+    return make_fit(session, turn, prompt)
+
+
+def reserved_tokens(session: Session) -> int:
+    """Tokens of the context that are kept for an answer."""
+    most = session.settings.sampling.max_tokens or RESERVED_TOKENS
+    return min(most, RESERVED_TOKENS, session.backend.info.context_length // 4)
+
+
+def find_choices(session: Session, turn: Turn, needed: int) -> list[Choice]:
+    """The ways to make a turn fit that there are.
+
+    Args:
+        session: The chat.
+        turn: What does not fit.
+        needed: Tokens of prompt and answer.
+    """
+    found = [*_raised(session, needed), *_shortened(session, turn)]
+    alone = _count(session, [], turn) + reserved_tokens(session) if turn.text is not None else 0
+    if session.messages and 0 < alone <= session.backend.info.context_length:
+        found.append(Choice("a new conversation with this message only", session.reset))
+    return found
+
+
+def _count(session: Session, messages: Sequence[Message], turn: Turn) -> int:
+    """Tokens of the prompt of a turn after messages."""
+    system = [Message("system", session.system)] if session.system else []
+    asked = [Message("user", turn.text)] if turn.text is not None else []
+    backend, think = session.backend, session.settings.think
+    num_tokens = backend.count_prompt(
+        [*system, *messages, *asked], tools=session.tools, think=think
+    )
+    if turn.part is not None:
+        num_tokens += backend.count_tokens((turn.part.thoughts or "") + turn.part.content)
+    return num_tokens
+
+
+def _raised(session: Session, needed: int) -> list[Choice]:
+    info = session.backend.info
+    wanted = min(-(-needed // CONTEXT_STEP) * CONTEXT_STEP, info.max_context_length)
+    if wanted < needed:
+        return []
+    more = gib((wanted - info.context_length) * info.kv_nbytes_per_token)
+    text = f"raise the context to {count(wanted)} (+{more} when it is full)"
+    return [Choice(text, lambda: session.backend.raise_context(wanted))]
+
+
+def _shortened(session: Session, turn: Turn) -> list[Choice]:
+    """Leaving out the first exchanges, as few as do."""
+    starts = [i for i, message in enumerate(session.messages) if message.role == "user"][1:]
+    room = session.backend.info.context_length - reserved_tokens(session)
+    before = _count(session, session.messages, turn)
+
+    def fits(start: int) -> bool:
+        return _count(session, session.messages[start:], turn) <= room
+
+    index = bisect.bisect_left(starts, True, key=fits)
+    if index == len(starts):
+        return []
+    rest = session.messages[starts[index] :]
+    what = "the first exchange" if index == 0 else f"the first {index + 1} exchanges"
+    freed = before - _count(session, rest, turn)
+
+    def act() -> None:
+        name = session.id
+        session.replace_conversation(rest, name)
+        kept = f" · session {name} still has all" if name else ""
+        session.screen.note(f"left out {what}, {count(freed)} tok{kept}")
+
+    return [Choice(f"leave out {what} (−{count(freed)} tok)", act)]
