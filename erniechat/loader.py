@@ -12,9 +12,10 @@ from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import expert_places, fit, this_machine
-from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes
+from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
+from erniechat.model.disk_assembly import Residency
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
@@ -25,6 +26,7 @@ from erniechat.resolve import locate
 from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
 from erniechat.start_plan import check_disk, what_fits
 from erniechat.weights import finished_weights
+from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
@@ -70,9 +72,12 @@ def load_engine(
         memory = check_memory(plan, options, warn)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)
+        residency = _residency(memory, weights, options, warn)
         dtype = getattr(torch, options.dtype)
         places = expert_places(memory)
-        decoder = assemble(plan.config, weights, plan.formats, plan.device, dtype, places)
+        decoder = assemble(
+            plan.config, weights, plan.formats, plan.device, dtype, places, residency
+        )
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
@@ -185,7 +190,7 @@ def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
     elsewhere = memory.sizes.num_experts - memory.num_experts(memory.fixed_place)
     on_gpu = memory.fixed_place == "GPU"
     can_tier = on_gpu and plan.formats.linear_backend.name == "triton"
-    if elsewhere and not can_tier and (on_gpu or options.cpu_memory is not None):
+    if elsewhere and not can_tier and (on_gpu or not options.copy):
         flag = FLAGS[memory.fixed_place]
         needed = memory.nbytes(memory.fixed_place) + elsewhere * memory.sizes.expert_nbytes
         raise MemoryLimitError(
@@ -193,3 +198,27 @@ def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
             f"{memory.fixed_place}",
             f"{flag} {least_size(needed)} would hold all",
         )
+
+
+def _residency(
+    memory: MemoryPlan, weights: WeightSource, options: LoadOptions, warn: Warn
+) -> Residency | None:
+    """Which experts of the copy are kept in the RAM of a machine without a GPU; None for all.
+
+    Raises:
+        MemoryLimitError: If some must stay on disk and no copy could be kept there.
+    """
+    if memory.fixed_place == "GPU" or memory.num_experts("RAM") == memory.sizes.num_experts:
+        return None
+    if not isinstance(weights, QuantizedCopy):
+        needed = least_size(memory.nbytes("RAM") + memory.nbytes("disk"))
+        raise MemoryLimitError(
+            "the experts do not fit into RAM, and no quantized copy could be kept",
+            f"{FLAGS['RAM']} {needed} would hold all",
+        )
+    num_slots = slots_in(memory.num_experts("RAM") * memory.sizes.expert_nbytes, memory.sizes)
+    warn(
+        f"{num_slots:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
+        "the others are read from the disk when they are chosen"
+    )
+    return Residency(num_slots, memory.placement.experts[0], memory.counts, options.adapt)

@@ -20,6 +20,7 @@ from quant.formats.base import Format
 TierName = Literal["GPU", "RAM", "disk"]
 PLACES: tuple[TierName, ...] = ("GPU", "RAM", "disk")
 FLAGS: Mapping[TierName, str] = {"GPU": "--gpu-memory", "RAM": "--cpu-memory"}
+DISK_BLOCK = 4096
 SLOT_ALIGNMENT = 128  # of an expert's parts in a slot; see quant/experts/pool.py
 
 
@@ -146,6 +147,7 @@ class MemoryPlan:
         budgets: By place; the disk has none.
         items: By place what is there beside routed experts.
         placement: The routed experts by place, in the order of ``places``.
+        counts: The routing counts that it was made from, by layer index.
         places: Where experts may live, fastest first.
     """
 
@@ -153,6 +155,7 @@ class MemoryPlan:
     budgets: Mapping[TierName, Budget]
     items: Mapping[TierName, Sequence[Item]]
     placement: Placement
+    counts: Mapping[int, Sequence[float]]
     places: tuple[TierName, ...] = field(default=("RAM",))
 
     def num_experts(self, place: TierName) -> int:
@@ -215,6 +218,12 @@ class Needs:
     least_ram_experts: int = 0
 
 
+def slots_in(nbytes: int, sizes: ModelSizes) -> int:
+    """Experts that fit where each begins and ends at a block of the disk."""
+    slot = sum(-(-part // DISK_BLOCK) * DISK_BLOCK for part in (sizes.expert_nbytes, 1))
+    return max(sizes.config.num_experts_per_tok, nbytes // slot)
+
+
 def plan_memory(
     sizes: ModelSizes,
     needs: Needs,
@@ -263,7 +272,7 @@ def plan_memory(
     layers = {layer_idx: known.get(layer_idx, unknown) for layer_idx in sizes.config.moe_layers}
     placement = plan_placement(layers, max(sizes.expert_nbytes, 1), tiers)
     places: tuple[TierName, ...] = tuple(name for name in PLACES if name in {t.name for t in tiers})
-    return MemoryPlan(sizes, budgets, items, placement, places)
+    return MemoryPlan(sizes, budgets, items, placement, layers, places)
 
 
 def _room(

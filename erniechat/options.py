@@ -51,7 +51,7 @@ class LoadOptions:
         is_size=True,
     )
     adapt: bool = setting(
-        True, "move the experts that a conversation uses most to the GPU as it goes on"
+        True, "keep the experts that a conversation uses most in the fastest memory"
     )
     threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
     offline: bool = setting(False, "never use the network")

@@ -11,6 +11,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +52,41 @@ class WeightSource(Protocol):
     def nbytes(self) -> int:
         """Bytes of all weights."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a quantized weight lies in the copy's data file.
+
+    Attributes:
+        format: Of the weight.
+        layout: Of its parts.
+        shape: ``(out_features, in_features)``.
+        parts: By name the first byte in the file, the shape and the dtype.
+    """
+
+    format: str
+    layout: str
+    shape: tuple[int, int]
+    parts: Mapping[str, tuple[int, tuple[int, ...], torch.dtype]]
+
+    def span(self) -> tuple[int, int]:
+        """The first byte, and the one after the last."""
+        ends = [
+            begin + torch.Size(shape).numel() * dtype.itemsize
+            for begin, shape, dtype in self.parts.values()
+        ]
+        return min(begin for begin, _, _ in self.parts.values()), max(ends)
+
+    def view(self, memory: mmap.mmap | memoryview, origin: int) -> QuantTensor:
+        """The weight in a buffer whose first byte is the file's byte number origin."""
+        parts = {
+            name: torch.frombuffer(
+                memory, dtype=dtype, count=torch.Size(shape).numel(), offset=begin - origin
+            ).view(shape)
+            for name, (begin, shape, dtype) in self.parts.items()
+        }
+        return QuantTensor(self.format, self.layout, self.shape, parts)
 
 
 class MemoryWeights(dict[str, Weight]):
@@ -110,6 +146,21 @@ class QuantizedCopy:
             return parts[""]
         out_features, in_features = entry["shape"]
         return QuantTensor(entry["format"], entry["layout"], (out_features, in_features), parts)
+
+    @property
+    def path(self) -> Path:
+        """The data file."""
+        return self.folder / DATA_FILE
+
+    def place(self, name: str) -> Place:
+        """Where a quantized weight lies in the data file; KeyError if there is none."""
+        entry = self._entries[name]
+        parts = {
+            part_name: (part["offset"], tuple(part["shape"]), getattr(torch, part["dtype"]))
+            for part_name, part in entry["parts"].items()
+        }
+        out_features, in_features = entry["shape"]
+        return Place(entry["format"], entry["layout"], (out_features, in_features), parts)
 
     def _view(self, part: Mapping[str, Any]) -> Tensor:
         dtype = DTYPES[part["dtype"]]

@@ -1,7 +1,9 @@
 """Loading the built-in model: the copy, its key, and everything that can be wrong with a folder."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,13 +24,13 @@ from erniechat.errors import (
     UsageError,
 )
 from erniechat.events import Progress, TextDelta
-from erniechat.loader import load_engine, load_prompt_tools
+from erniechat.loader import load_engine, load_prompt_tools, memory_plan
 from erniechat.mini import checkpoint_folder
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions, SamplingOptions
 from erniechat.planning import make_plan
 from erniechat.resolve import ModelFiles
-from quant.memory import DeviceMemory
+from quant.memory import DeviceMemory, ProcessMemory
 from tests.engines import load_mini
 
 
@@ -291,3 +293,31 @@ def test_loading_imports_neither_compilers_nor_what_only_other_devices_need() ->
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_model_larger_than_its_memory_reads_experts_from_disk_and_says_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("erniechat.fit.process_memory", lambda: ProcessMemory(64 << 20, 64 << 20))
+    options = LoadOptions(quant="nf4", ctx=512)
+    plan = memory_plan(make_plan(ModelFiles(checkpoint_folder()), options), options)
+    asked = plan.nbytes("RAM") - plan.sizes.num_experts * plan.sizes.expert_nbytes // 2
+    told: list[str] = []
+    whole = load_engine(options)
+    small = load_engine(dataclasses.replace(options, cpu_memory=f"{asked}B"), warn=told.append)
+    assert re.fullmatch(r"\d+ of 224 experts fit into RAM; the others are read .*", told[0])
+    sampling = SamplingOptions(temperature=0, max_tokens=24)
+    replies = [
+        [
+            e.text
+            for e in engine.stream_completion("17 + 25 =", sampling)
+            if isinstance(e, TextDelta)
+        ]
+        for engine in (whole, small)
+    ]
+    assert replies[0] == replies[1]
+    disk = small.decoder.experts.uses[1]
+    assert disk.name == "disk"
+    assert disk.experts_run > 0
+    with pytest.raises(MemoryLimitError, match="leave out --no-copy"):
+        load_engine(dataclasses.replace(options, cpu_memory=f"{asked}B", copy=False))

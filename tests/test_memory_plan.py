@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from erniechat.errors import MemoryLimitError, UsageError
 from erniechat.fit import Machine, budget, fit
-from erniechat.loader import choose_formats
 from erniechat.memory_plan import (
     Budget,
     Item,
@@ -22,6 +21,7 @@ from erniechat.memory_plan import (
 from erniechat.model.families import FAMILIES
 from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, plan_facts
+from erniechat.planning import choose_formats
 from erniechat.sizes import size_nbytes
 from quant.memory import DeviceMemory
 

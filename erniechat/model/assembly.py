@@ -7,6 +7,7 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder, DecoderWeights
 from erniechat.model.device_step import CapturedStep, build_chunk, build_step, why_not_captured
+from erniechat.model.disk_assembly import Residency, cached_experts
 from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
 from erniechat.model.layers import causal_attention
 from erniechat.model.native_step import build_native_step
@@ -25,6 +26,7 @@ def assemble(
     device: torch.device,
     dtype: torch.dtype,
     places: ExpertPlaces | None = None,
+    residency: Residency | None = None,
 ) -> Decoder:
     """Join weights, kernels and the expert store to a decoder.
 
@@ -35,6 +37,8 @@ def assemble(
         device: Where the model runs; weights that are elsewhere are copied there.
         dtype: Of activations.
         places: Which experts of a model on a GPU live elsewhere; by default none.
+        residency: On a CPU, how many experts of a copy on disk are in RAM; None leaves that to
+            the page cache.
 
     Raises:
         QuantError: If a weight is not there or not of the expected kind, or the kernels cannot
@@ -47,12 +51,14 @@ def assemble(
             f"{formats.linear_backend.name} kernels on {device} cannot run experts outside the "
             "GPU's memory; use --kernels triton"
         )
+    cached = cached_experts(config, weights, formats, residency)
     experts = {
         layer_idx: [
             expert_of(weights, layer_idx, expert_idx).to(device)
             for expert_idx in range(config.num_experts)
         ]
         for layer_idx in config.moe_layers
+        if cached is None
     }
     tensors: dict[str, Tensor] = {}
     matrices: dict[str, QuantTensor] = {}
@@ -64,6 +70,8 @@ def assemble(
             matrices[name] = weight.to(device)
         else:
             tensors[name] = weight.to(device)
+    if cached is not None:
+        return Decoder(config, _decoder_weights(matrices, tensors, formats), cached, dtype)
     store = ResidentExpertStore(experts, config.num_hidden_layers, formats.linear_backend)
     found = _decoder_weights(matrices, tensors, formats)
     step = build_native_step(config, found.linears, tensors, found.embedding, experts, store, dtype)

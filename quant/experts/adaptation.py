@@ -67,7 +67,7 @@ class AdaptationPolicy:
 
     is_on: bool = True
     hysteresis: float = 1.1
-    noise: float = 1.0
+    noise: float = 0.5
     horizon_tokens: int = 1024
     max_swaps: int = 64
 
@@ -185,8 +185,8 @@ class RecentCounts:
         prior: Counts,
         prior_tokens: float = 0.0,
         *,
-        half_life_tokens: float = 2048.0,
-        prior_weight_tokens: float = 1024.0,
+        half_life_tokens: float = 256.0,
+        prior_weight_tokens: float = 128.0,
     ) -> None:
         if not half_life_tokens > 0 or not (prior_tokens >= 0 and prior_weight_tokens >= 0):
             raise QuantError(

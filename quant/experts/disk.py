@@ -1,0 +1,176 @@
+"""A store whose experts are on disk, with as many in RAM as a budget allows.
+
+Results do not depend on what is in RAM: experts are summed in the order of their ids.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from quant.errors import QuantError
+from quant.experts.cache import ExpertCache, Heat
+from quant.experts.placement import ExpertKey
+from quant.experts.store import TierUse
+from quant.kernels.base import ExpertWeights, KernelBackend
+
+HALF_LIFE_TOKENS = 2048
+MAX_READ_AHEAD = 8  # experts of a prompt's chunk on their way while one is multiplied
+
+
+class DiskExpertStore:
+    """Runs routed experts from a cache, reading what is not there.
+
+    Args:
+        cache: Holds them.
+        layers: Indices of the layers with routed experts.
+        num_experts: Of a layer.
+        num_layers: Layers of the model, those without experts included.
+        backend: Runs them; the copy was prepared for it.
+        counts: Routing counts of earlier chats; the most used are read at the start.
+        by_use: Keep the most used; else the last used.
+
+    Raises:
+        QuantError: If the cache has fewer slots than a token needs at once.
+    """
+
+    def __init__(
+        self,
+        cache: ExpertCache,
+        layers: Sequence[int],
+        num_experts: int,
+        num_layers: int,
+        backend: KernelBackend,
+        *,
+        counts: Mapping[int, Sequence[float]] | None = None,
+        by_use: bool = True,
+    ) -> None:
+        known = counts or {}
+        unknown = (0.0,) * num_experts
+        self._heat = Heat({i: known.get(i, unknown) for i in layers}, HALF_LIFE_TOKENS, by_use)
+        self._cache = cache
+        self._backend = backend
+        self._last_layer = max(layers)
+        self._num_experts = num_experts
+        self._counts = torch.zeros(num_layers, num_experts, dtype=torch.int64)
+        self._found = self._missed = 0
+
+    @property
+    def counts(self) -> Tensor:
+        """See `ExpertStore.counts`."""
+        return self._counts
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in RAM."""
+        return self._cache.nbytes
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the executions whose expert was in RAM; 1 before the first."""
+        total = self._found + self._missed
+        return self._found / total if total else 1.0
+
+    @property
+    def uses(self) -> tuple[TierUse, ...]:
+        """See `ExpertStore.uses`."""
+        each = self._cache.slot_nbytes
+        return (
+            TierUse("RAM", self._found, self._found * each),
+            TierUse("disk", self._missed, self._cache.nbytes_read),
+        )
+
+    @property
+    def kernels(self) -> str:
+        """See `ExpertStore.kernels`."""
+        return self._backend.name
+
+    @property
+    def has_shared(self) -> bool:
+        """See `ExpertStore.has_shared`; the model keeps them."""
+        return False
+
+    def warm(self, keys: Sequence[ExpertKey]) -> None:
+        """Read experts while there are free slots, without waiting for them."""
+        for key in keys[: self._cache.num_slots - len(self._cache)]:
+            self._fetch(key, ())
+
+    def forward(
+        self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
+    ) -> Tensor:
+        """See `ExpertStore.forward`.
+
+        Raises:
+            QuantError: If the disk cannot be read.
+        """
+        counts = torch.bincount(topk_ids.flatten(), minlength=self._num_experts)
+        self._counts[layer_idx] += counts
+        if len(topk_ids) == 1:
+            out = self._token(layer_idx, hidden_states, topk_ids, topk_weights)
+        else:
+            out = self._chunk(layer_idx, hidden_states, topk_ids, topk_weights)
+        if layer_idx == self._last_layer:
+            self._heat.pass_token(len(topk_ids))
+        return out
+
+    def _token(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        order = topk_ids[0].argsort()
+        chosen: list[int] = topk_ids[0, order].tolist()
+        self._heat.use(layer_idx, chosen)
+        experts = self.ensure(layer_idx, chosen)
+        places = torch.arange(len(chosen))[None]
+        return self._backend.routed_experts(x, places, topk_weights[:, order], experts)
+
+    def ensure(self, layer_idx: int, chosen: Sequence[int]) -> list[ExpertWeights]:
+        """A token's experts, read if they are not here; valid until the next call."""
+        keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in chosen]
+        self._count_uses(keys)
+        for key in keys:
+            self._fetch(key, chosen)
+        return [self._take(key) for key in keys]
+
+    def _chunk(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """Each used expert once over its tokens, the next ones being read meanwhile.
+
+        What a long prompt uses says little about the replies to come: its experts count once.
+        """
+        used: list[int] = sorted(set(topk_ids.flatten().tolist()))  # ascending, as the kernels sum
+        self._count_uses([ExpertKey(layer_idx, expert_idx) for expert_idx in used])
+        self._heat.use(layer_idx, used)
+        ahead = min(MAX_READ_AHEAD, self._cache.num_slots - 1)
+        out = torch.zeros(x.shape, dtype=torch.float32)
+        rows = x.float()
+        for at, expert_idx in enumerate(used):
+            wanted = used[at : at + 1 + ahead]
+            for next_idx in wanted:
+                self._fetch(ExpertKey(layer_idx, next_idx), wanted)
+            expert = self._take(ExpertKey(layer_idx, expert_idx))
+            tokens, slots = (topk_ids == expert_idx).nonzero(as_tuple=True)
+            zeros = torch.zeros(len(tokens), 1, dtype=torch.int64)
+            weights = topk_weights[tokens, slots][:, None]
+            result = self._backend.routed_experts(rows[tokens], zeros, weights, [expert])
+            out.index_add_(0, tokens, result)
+        return out.to(x.dtype)
+
+    def _count_uses(self, keys: Sequence[ExpertKey]) -> None:
+        found = sum(key in self._cache for key in keys)
+        self._found += found
+        self._missed += len(keys) - found
+
+    def _fetch(self, key: ExpertKey, kept: Sequence[int]) -> None:
+        def leaving() -> ExpertKey:
+            victim = self._heat.coldest(key.layer_idx, kept)
+            self._heat.hold(victim, False)
+            return victim
+
+        if key not in self._cache:
+            self._cache.fetch(key, leaving)
+            self._heat.hold(key, True)
+
+    def _take(self, key: ExpertKey) -> ExpertWeights:
+        try:
+            return self._cache.take(key)
+        except QuantError:
+            for failed in self._cache.forget_failed():
+                self._heat.hold(failed, False)
+            raise

@@ -1,0 +1,205 @@
+"""A model larger than the RAM it may use: the cache of experts against the plain mapping.
+
+    python -m tests.bench.disk_tier [--layers 10] [--ratio 1.5] [--tokens 40] [--runs 3]
+
+Random weights of the 21B model's shape with fewer layers are written as a quantized copy. Each
+way to run it is a process of its own in a memory control group (root is needed) whose limit is
+the bytes of the model divided by ratio, with an empty page cache, in turns. Tokens are random, so
+that no reply repeats itself. Routing is as the random router has it, near uniform, and skewed: a
+correction bias gives half of the experts about 75 % of the choices.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from erniechat.generation.generate import PREFILL_CHUNK
+from erniechat.memory_plan import model_sizes
+from erniechat.model.assembly import assemble
+from erniechat.model.config import ModelConfig
+from erniechat.model.disk_assembly import Residency
+from erniechat.model.families import FAMILIES
+from erniechat.model.synthetic import random_weights, with_layers
+from erniechat.options import LoadOptions
+from erniechat.planning import choose_formats
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
+from quant.experts.placement import ExpertKey
+from quant.memory import process_memory
+from quant.tensor import QuantTensor
+
+FAMILY = FAMILIES["ernie4_5_moe"]
+DEVICE = torch.device("cpu")
+CGROUPS = Path("/sys/fs/cgroup")
+MIB = 1 << 20
+WAYS = ("mapping", "lru", "cache")
+HOT_BIAS = 0.0227  # of the router's probabilities; the share it gives is printed
+
+
+def shape(layers: int) -> ModelConfig:
+    """The 21B model with fewer layers."""
+    return with_layers(FAMILY.parse_config({}), layers)
+
+
+def write_copy(folder: Path, layers: int) -> None:
+    """Random weights as a copy, if there is none."""
+    if folder.exists():
+        return
+    sys.stderr.write(f"writing {folder}\n")
+    formats = choose_formats("nf4", LoadOptions(), DEVICE)
+    weights = random_weights(shape(layers), FAMILY, formats)
+    with CopyWriter(folder, {"layers": layers}) as writer:
+        for name in weights:
+            writer[name] = _quiet(name, weights[name])
+        writer.finish()
+
+
+def _quiet(name: str, weight: QuantTensor | Tensor) -> QuantTensor | Tensor:
+    """Blocks that add nothing, so that each token keeps a choice of experts of its own.
+
+    With random weights as they are, tokens look alike after a few layers and share their experts.
+    """
+    if not isinstance(weight, QuantTensor) or not name.endswith((".o", ".down")):
+        return weight
+    parts = {**weight.parts, "absmax": torch.zeros_like(weight.parts["absmax"])}
+    return QuantTensor(weight.format, weight.layout, weight.shape, parts)
+
+
+class SkewedCopy(QuantizedCopy):
+    """A copy whose routers prefer half of the experts, another half in each layer."""
+
+    def __getitem__(self, name: str) -> QuantTensor | Tensor:
+        """A weight."""
+        weight = super().__getitem__(name)
+        if not name.endswith("correction_bias") or isinstance(weight, QuantTensor):
+            return weight
+        generator = torch.Generator().manual_seed(int(name.split(".")[1]))
+        hot = torch.randperm(len(weight), generator=generator)[: len(weight) // 2]
+        biased = weight.clone()
+        biased[hot] += HOT_BIAS
+        return biased
+
+
+def enter_group(name: str, limit: int) -> None:
+    """Move this process into a memory control group with a limit."""
+    v1 = (CGROUPS / "memory" / "memory.limit_in_bytes").exists()
+    folder = (CGROUPS / "memory" if v1 else CGROUPS) / name
+    folder.mkdir(exist_ok=True)
+    (folder / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(limit))
+    (folder / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def child(args: argparse.Namespace) -> None:
+    """Run one way and print what was measured as JSON."""
+    copy = (SkewedCopy if args.skewed else QuantizedCopy)(Path(args.folder))
+    config = shape(args.layers)
+    slots = [s for s in FAMILY.tensors(config).values() if not getattr(s, "optional", False)]
+    formats = choose_formats("nf4", LoadOptions(), DEVICE)
+    sizes = model_sizes(config, slots, formats)
+    handle = os.open(copy.path, os.O_RDONLY)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
+    limit = int(copy.nbytes / args.ratio)
+    enter_group(f"erniechat-bench-{os.getpid()}", limit)
+    residency = None
+    if args.way != "mapping":
+        taken = process_memory().rss_nbytes + sizes.fixed_nbytes + args.spare * MIB
+        num_slots = (limit - taken) // (sizes.expert_nbytes + 8192)
+        first = [
+            ExpertKey(layer, e) for e in range(config.num_experts) for layer in config.moe_layers
+        ]
+        residency = Residency(num_slots, first, by_use=args.way == "cache")
+    decoder = assemble(config, copy, formats, DEVICE, torch.bfloat16, residency=residency)
+    generator = torch.Generator().manual_seed(1)
+    prompt = torch.randint(0, config.vocab_size, (args.prompt,), generator=generator).tolist()
+    tokens = torch.randint(0, config.vocab_size, (args.warm + args.tokens,), generator=generator)
+    cache = decoder.new_kv_cache(args.prompt + len(tokens))
+    began = time.perf_counter()
+    for at in range(0, len(prompt), PREFILL_CHUNK):
+        decoder.forward(prompt[at : at + PREFILL_CHUNK], cache)
+    read = time.perf_counter() - began
+    seconds = []
+    before = 0.0
+    for at, token in enumerate(tokens.tolist()):
+        if at == args.warm:
+            before = time.perf_counter()
+        started = time.perf_counter()
+        decoder.forward([token], cache)
+        seconds.append(time.perf_counter() - started)
+    decoded = time.perf_counter() - before
+    counts = decoder.experts.counts[list(config.moe_layers)].float()
+    top = counts.sort(1, descending=True).values[:, : config.num_experts // 2].sum() / counts.sum()
+    out = {
+        "decode": args.tokens / decoded,
+        "prefill": args.prompt / read,
+        "hit_rate": decoder.experts.hit_rate,
+        "hot_half": float(top),
+        "slots": residency.num_slots if residency else 0,
+        "peak": process_memory().peak_rss_nbytes,
+        "limit": limit,
+    }
+    sys.stdout.write(json.dumps(out) + "\n")
+
+
+def measure(args: argparse.Namespace, way: str, skewed: bool) -> dict[str, float]:
+    """One run in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.disk_tier", "--way", way]
+    for name in ("folder", "layers", "ratio", "tokens", "prompt", "warm", "spare"):
+        command += [f"--{name}", str(getattr(args, name))]
+    done = subprocess.run(
+        command + ["--skewed"] * skewed, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{way}: {done.stderr[-2000:]} (status {done.returncode})")
+    return dict(json.loads(done.stdout))
+
+
+def main() -> None:
+    """Print a row for each kind of routing and way to run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", default="/var/tmp/erniechat-bench-copy")
+    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--ratio", type=float, default=1.5, help="bytes of the model to RAM")
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--warm", type=int, default=10, help="tokens before the clock starts")
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--spare", type=int, default=200, help="MiB of the limit for activations")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--skewed", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.way:
+        child(args)
+        return
+    write_copy(Path(args.folder), args.layers)
+    head = f"{'routing':<10}{'way':<10}{'decode tok/s':>22}{'prefill':>9}{'hits':>7}{'hot half':>9}"
+    sys.stdout.write(head + f"{'peak GiB':>10}\n")
+    for skewed in (False, True):
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
+        for _ in range(args.runs):
+            for way in args.ways:
+                runs[way].append(measure(args, way, skewed))
+        for way, rows in runs.items():
+            speeds = [row["decode"] for row in rows]
+            last = rows[-1]
+            hits = "" if way == "mapping" else f"{100 * last['hit_rate']:.0f} %"
+            sys.stdout.write(
+                f"{'skewed' if skewed else 'uniform':<10}{way:<10}"
+                f"{statistics.median(speeds):>9.2f} ({min(speeds):.2f}–{max(speeds):.2f})"
+                f"{statistics.median(row['prefill'] for row in rows):>9.1f}{hits:>7}"
+                f"{100 * last['hot_half']:>7.0f} %{last['peak'] / (1 << 30):>9.2f}\n"
+            )
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Experts on disk with a cache in RAM: the results of resident ones, whoever is in the cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
+from quant.errors import QuantError
+from quant.experts.cache import ExpertCache, Heat, StoredExpert
+from quant.experts.disk import DiskExpertStore
+from quant.experts.placement import ExpertKey
+from quant.experts.store import ResidentExpertStore, TierUse
+from quant.formats import FORMATS
+from quant.kernels import ExpertWeights, backend_for
+
+HIDDEN, WIDTH, NUM_EXPERTS, LAYERS, NUM_LAYERS = 128, 64, 8, (1, 2, 4), 5
+CPU = torch.device("cpu")
+
+
+def backend(name: str):
+    try:
+        return backend_for("nf4", CPU, name)
+    except QuantError as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> QuantizedCopy:
+    folder: Path = tmp_path_factory.mktemp("copies") / "copy"
+    generator = torch.Generator().manual_seed(0)
+    nf4 = FORMATS["nf4"]
+    with CopyWriter(folder, {}) as writer:
+        writer["head"] = torch.ones(77)
+        for layer in LAYERS:
+            for expert in range(NUM_EXPERTS):
+                at = f"{layer}.{expert}."
+                writer[at + "gate_up"] = nf4.random((2 * WIDTH, HIDDEN), generator)
+                writer[at + "down"] = nf4.random((HIDDEN, WIDTH), generator)
+        writer.finish()
+    return QuantizedCopy(folder)
+
+
+def stored(copy: QuantizedCopy) -> dict[ExpertKey, StoredExpert]:
+    return {
+        ExpertKey(layer, expert): StoredExpert(
+            copy.place(f"{layer}.{expert}.gate_up"), copy.place(f"{layer}.{expert}.down")
+        )
+        for layer in LAYERS
+        for expert in range(NUM_EXPERTS)
+    }
+
+
+def disk_store(copy: QuantizedCopy, num_slots: int, name: str = "reference", **options):
+    cache = ExpertCache(copy.path, stored(copy), num_slots)
+    return DiskExpertStore(cache, LAYERS, NUM_EXPERTS, NUM_LAYERS, backend(name), **options)
+
+
+def resident_store(copy: QuantizedCopy, name: str) -> ResidentExpertStore:
+    experts = {
+        layer: [
+            ExpertWeights(copy[f"{layer}.{e}.gate_up"], copy[f"{layer}.{e}.down"])
+            for e in range(NUM_EXPERTS)
+        ]
+        for layer in LAYERS
+    }
+    return ResidentExpertStore(experts, NUM_LAYERS, backend(name))
+
+
+def routing(num_tokens: int, generator: torch.Generator):
+    scores = torch.rand(num_tokens, NUM_EXPERTS, generator=generator)
+    weights, ids = scores.topk(3)
+    return torch.randn(num_tokens, HIDDEN, generator=generator), ids, weights
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+@pytest.mark.parametrize("num_slots", [3, 7, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_are_those_of_resident_experts_whoever_is_in_ram(copy, name, num_slots, dtype):
+    store, resident = disk_store(copy, num_slots, name), resident_store(copy, name)
+    generator = torch.Generator().manual_seed(1)
+    for num_tokens in (1, 1, 20, 1, 1, 2, 1, 1):
+        for layer in LAYERS:
+            hidden, ids, weights = routing(num_tokens, generator)
+            arguments = (layer, hidden.to(dtype), ids, weights)
+            found, expected = store.forward(*arguments), resident.forward(*arguments)
+            assert found.dtype == dtype
+            exact = num_tokens == 1 or name == "native"
+            tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 2e-2, "atol": 2e-2}
+            torch.testing.assert_close(found, expected, **tolerance)
+    assert torch.equal(store.counts, resident.counts)
+
+
+def test_what_is_in_ram_is_not_read_again(copy):
+    store = disk_store(copy, 6)
+    hidden, weights = torch.ones(1, HIDDEN), torch.ones(1, 2)
+    for chosen in ([[0, 1]], [[1, 2]], [[0, 2]]):
+        store.forward(1, hidden, torch.tensor(chosen), weights)
+    ram, disk = store.uses
+    assert (ram.name, ram.experts_run) == ("RAM", 3)
+    assert (disk.name, disk.experts_run) == ("disk", 3)
+    nbytes = stored(copy)[ExpertKey(1, 0)].nbytes
+    assert 3 * nbytes <= disk.nbytes_read <= 3 * (nbytes + 2 * 4096)
+    assert store.hit_rate == 0.5
+
+
+def test_warm_experts_are_read_before_they_are_chosen(copy):
+    store = disk_store(copy, 4)
+    store.warm([ExpertKey(2, expert) for expert in range(8)])  # four of them find room
+    store.forward(2, torch.ones(1, HIDDEN), torch.tensor([[0, 3]]), torch.ones(1, 2))
+    assert store.uses[1].experts_run == 0
+
+
+def test_a_cache_smaller_than_a_choice_is_refused(copy):
+    store = disk_store(copy, 2)
+    with pytest.raises(QuantError, match="too small"):
+        store.forward(1, torch.ones(1, HIDDEN), torch.tensor([[0, 1, 2]]), torch.ones(1, 3))
+    with pytest.raises(QuantError, match="0 slots"):
+        ExpertCache(copy.path, stored(copy), 0)
+
+
+def test_a_file_cut_short_is_an_error_and_whole_again_it_works(copy, tmp_path):
+    path = tmp_path / "weights.bin"
+    whole = copy.path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    cache = ExpertCache(path, stored(copy), 4)
+    store = DiskExpertStore(cache, LAYERS, NUM_EXPERTS, NUM_LAYERS, backend("reference"))
+    arguments = (4, torch.ones(1, HIDDEN), torch.tensor([[6, 7]]), torch.ones(1, 2))
+    with pytest.raises(QuantError, match=r"cannot read .*weights.bin: it is shorter than it was"):
+        store.forward(*arguments)
+    with open(path, "r+b") as file:
+        file.write(whole)
+    expected = resident_store(copy, "reference").forward(*arguments)
+    torch.testing.assert_close(store.forward(*arguments), expected, rtol=0, atol=0)
+
+
+def test_the_least_used_leaves_and_of_equals_the_one_that_comes_again_last():
+    heat = Heat({1: [5, 0, 1], 2: [3, 0, 9]}, half_life_tokens=100)
+    for key in (ExpertKey(1, 0), ExpertKey(1, 2), ExpertKey(2, 0), ExpertKey(2, 2)):
+        heat.hold(key, True)
+    assert heat.coldest(2, [0]) == (1, 2)
+    heat.hold(ExpertKey(1, 2), False)
+    assert heat.coldest(1, []) == (2, 0)
+    assert heat.coldest(2, [0]) == (1, 0)  # 3 is colder, but chosen now
+    even = Heat({1: [0, 0], 2: [0, 0], 3: [0, 0]}, half_life_tokens=100)
+    for layer in (1, 2, 3):
+        even.hold(ExpertKey(layer, 0), True)
+    assert even.coldest(2, []) == (2, 0)  # layer 2 is just done: 3 and 1 come before it
+    assert even.coldest(2, [0]) == (1, 0)
+
+
+def test_uses_fade_and_the_profile_weighs_a_half_life_at_most():
+    heat = Heat({1: [9000.0, 1000.0]}, half_life_tokens=10)  # scaled to 9 and 1
+    for expert in (0, 1):
+        heat.hold(ExpertKey(1, expert), True)
+    for _ in range(9):
+        heat.use(1, [1])
+        heat.pass_token()
+    # 9 faded by 0.5 ** 0.9 to 4.8; the nine new uses to 6.7.
+    assert heat.coldest(1, []) == (1, 0)
+    recent = Heat({1: [9000.0, 1000.0]}, half_life_tokens=10, by_use=False)
+    for expert in (0, 1):
+        recent.hold(ExpertKey(1, expert), True)
+        recent.use(1, [expert])
+    assert recent.coldest(1, []) == (1, 0)
+
+
+def test_reading_goes_on_without_direct_access(copy, monkeypatch):
+    monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    store, resident = disk_store(copy, 3), resident_store(copy, "reference")
+    arguments = (1, torch.ones(1, HIDDEN), torch.tensor([[2, 5]]), torch.ones(1, 2))
+    assert torch.equal(store.forward(*arguments), resident.forward(*arguments))
+    assert store.uses[0] == TierUse("RAM", 0, 0)
