@@ -20,7 +20,7 @@ from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, vers
 from erniechat.ui.failure import closed_stream, report_failure, silence
 from erniechat.ui.settings import Layer, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
-from erniechat.ui.terminal import AnswerStream, Terminal
+from erniechat.ui.terminal import AnswerStream, Terminal, is_utf8
 
 if TYPE_CHECKING:
     from erniechat.backend import ChatBackend
@@ -132,7 +132,7 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     for warning in warnings:
         terminal.line(f"warning: {warning}")
     if arguments.helper:
-        return _helper(arguments, settings, terminal)
+        return _helper(arguments, settings, terminal, services)
     if arguments.bench is not None:
         return _bench(terminal, services, settings.load, arguments.bench)
     from erniechat.ui.jobs import Job, answer_once, dry_run
@@ -201,7 +201,9 @@ def _version(terminal: Terminal, settings: Settings, arguments: Arguments) -> in
     return _print(terminal, info_page(facts, as_json=arguments.json))
 
 
-def _helper(arguments: Arguments, settings: Settings, terminal: Terminal) -> int:
+def _helper(
+    arguments: Arguments, settings: Settings, terminal: Terminal, services: Services
+) -> int:
     from erniechat.ui import helpers
 
     command, action, *names = arguments.helper
@@ -216,9 +218,40 @@ def _helper(arguments: Arguments, settings: Settings, terminal: Terminal) -> int
         if action == "rm":
             return _print(terminal, f"freed {remove_copy(name) / 2**20:,.0f} MiB\n")
         return _print(terminal, helpers.cache_page(list_copies(), as_json=as_json))
+    if command == "profile":
+        return _profile(arguments, settings, terminal, services)
     from erniechat.info import gather_facts
 
     return _print(terminal, helpers.info_page(gather_facts(), as_json=as_json))
+
+
+def _profile(
+    arguments: Arguments, settings: Settings, terminal: Terminal, services: Services
+) -> int:
+    from erniechat import profiles
+    from erniechat.ui.profile_page import profile_page
+
+    _, action, *names = arguments.helper
+    load, file = settings.load, "".join(names)
+    if action == "calibrate":
+        from erniechat.calibration import calibrate
+
+        terminal.live.show(f"loading {load.model}")
+        engine = services.load_engine(load, lambda progress: None, terminal.line)
+        calibrate(engine, lambda text: terminal.live.show(text, now=True))
+        engine.close()
+        terminal.live.wipe()
+    elif action == "reset":
+        return _print(terminal, profiles.forget(load) + "\n")
+    elif action == "export":
+        return _print(terminal, profiles.export(load, file) + "\n")
+    elif action == "import":
+        return _print(terminal, profiles.bring_in(load, file) + "\n")
+    facts = profiles.facts(load)
+    if arguments.json:
+        return _print(terminal, json.dumps(facts) + "\n")
+    color, utf8 = terminal.stdout_color, is_utf8(terminal.stdout)
+    return _print(terminal, profile_page(facts, color=color, utf8=utf8))
 
 
 def _print(terminal: Terminal, text: str) -> int:

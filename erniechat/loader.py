@@ -217,8 +217,10 @@ def _residency(
             f"{FLAGS['RAM']} {needed} would hold all",
         )
     num_slots = slots_in(memory.num_experts("RAM") * memory.sizes.expert_nbytes, memory.sizes)
+    known = any(map(any, memory.counts.values()))
+    hint = "" if known else " (erniechat profile calibrate finds out which are used most)"
     warn(
         f"{num_slots:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
-        "the others are read from the disk when they are chosen"
+        f"the others are read from the disk when they are chosen{hint}"
     )
     return Residency(num_slots, memory.placement.experts[0], memory.counts, options.adapt)

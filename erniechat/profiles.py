@@ -1,11 +1,18 @@
 """Routing profiles of models: where they are kept, what they say, and what a chat adds to them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from erniechat.engine import Engine
+from erniechat.errors import UsageError
+from erniechat.model.config import ModelConfig
+from erniechat.options import LoadOptions
+from erniechat.planning import make_plan
+from erniechat.resolve import locate
 from quant.errors import QuantError
 from quant.experts.profile import RoutingProfile, add_to_profile, load_profile, profile_path
 
@@ -51,3 +58,92 @@ def keep_profile(engine: Engine, model_key: str, warn: Warn) -> None:
         add_to_profile(profile_path(profile_folder(), model_key), session)
     except QuantError as exc:
         warn(str(exc))
+
+
+def _model(options: LoadOptions) -> tuple[str, ModelConfig]:
+    """A model's fingerprint and shape.
+
+    Raises:
+        ModelError: If it cannot be had or read.
+        UsageError: If it has no routed experts.
+    """
+    plan = make_plan(locate(options), options)
+    if not plan.config.moe_layers:
+        raise UsageError(f"{options.model} has no routed experts, so it has no routing profile")
+    return plan.fingerprint, plan.config
+
+
+def facts(options: LoadOptions) -> dict[str, Any]:
+    """What is known of a model's routing, as JSON has it; without a profile all counts are 0.
+
+    Raises:
+        ErnieChatError: If the model or its profile cannot be read.
+    """
+    model_key, config = _model(options)
+    with _translated():
+        profile = load_profile(profile_path(profile_folder(), model_key), model_key)
+    counts = dict.fromkeys(config.moe_layers, (0.0,) * config.num_experts)
+    return {
+        "model": options.model,
+        "revision": model_key,
+        "num_tokens": profile.num_tokens if profile else 0.0,
+        "counts": {str(i): list((profile.counts if profile else counts)[i]) for i in counts},
+    }
+
+
+def forget(options: LoadOptions) -> str:
+    """Delete a model's profile; what was done, in words."""
+    path = profile_path(profile_folder(), _model(options)[0])
+    if not path.exists():
+        return f"{options.model} had no routing profile"
+    path.unlink()
+    return f"forgot the routing profile of {options.model}"
+
+
+def export(options: LoadOptions, file: str) -> str:
+    """Write a model's profile to a file; what was done, in words.
+
+    Raises:
+        UsageError: If there is none, or the file cannot be written.
+    """
+    path = profile_path(profile_folder(), _model(options)[0])
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{options.model} has no routing profile", "erniechat profile calibrate makes one"
+        ) from None
+    try:
+        Path(file).write_bytes(data)
+    except OSError as exc:
+        raise UsageError(f"cannot write {file}: {exc.strerror}") from exc
+    return f"wrote the routing profile of {options.model} to {file}"
+
+
+def bring_in(options: LoadOptions, file: str) -> str:
+    """Take a profile from a file in the place of the model's own; what was done, in words.
+
+    Raises:
+        UsageError: If there is no such file.
+        ErnieChatError: If it is damaged, or of another model.
+    """
+    model_key, config = _model(options)
+    with _translated():
+        profile = load_profile(Path(file), model_key)
+        if profile is None:
+            raise UsageError(f"there is no file {file}")
+        sizes = {i: len(row) for i, row in profile.counts.items()}
+        if sizes != dict.fromkeys(config.moe_layers, config.num_experts):
+            raise UsageError(f"{file} has other layers and experts than {options.model}")
+        path = profile_path(profile_folder(), model_key)
+        path.unlink(missing_ok=True)
+        add_to_profile(path, profile)
+    return f"{options.model} now has the routing profile in {file}"
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except QuantError as exc:
+        raise UsageError(str(exc)) from exc

@@ -39,6 +39,7 @@ RANKS = (
             "erniechat.repair",
             "erniechat.hub",
             "erniechat.fit",
+            "erniechat.calibration",
             "erniechat.memory_plan",
             "erniechat.plan_text",
             "erniechat.profiles",

@@ -136,8 +136,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if words[:1] == ["bench"]:
         return _bench_arguments(words[1:])
     if words[:1] and words[0] in HELPERS:
-        helper, as_json, page = parse_helper(words)
-        return Arguments(Layer("flag", {}), helper=helper, json=as_json, help=page)
+        flags, helper, as_json, page = parse_helper(words)
+        return Arguments(flags, helper=helper, json=as_json, help=page)
     if words == ["help"]:
         return Arguments(Layer("flag", {}), help=chat_parser().format_help())
     return _chat_arguments(words)

@@ -54,7 +54,7 @@ def _help_text(option: Option) -> str:
     return text.replace("%", "%%")
 
 
-def _add_setting(group: "argparse._ArgumentGroup", option: Option) -> None:
+def add_setting(group: "argparse._ArgumentGroup", option: Option) -> None:
     """One flag for a setting; a yes/no setting gets both ``--flag`` and ``--no-flag``."""
     short = [option.spec.short] if option.spec.short else []
     if option.type is not bool:
@@ -81,7 +81,7 @@ def add_settings(parser: Parser, title: str, owner: type) -> None:
     for option in OPTIONS.values():
         if option.owner is not owner:
             continue
-        _add_setting(group, option)
+        add_setting(group, option)
         if option.name == "quant":
             for flag, name in (("--4bit", "nf4"), ("--8bit", "int8")):
                 group.add_argument(

@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from erniechat.errors import UsageError
-from erniechat.options import BenchOptions, LoadOptions
-from erniechat.ui.parser import Parser, add_other, add_settings, new_parser, parse
+from erniechat.options import OPTIONS, BenchOptions, LoadOptions
+from erniechat.ui.parser import (
+    Parser,
+    add_other,
+    add_setting,
+    add_settings,
+    new_parser,
+    parse,
+    settings_layer,
+)
+from erniechat.ui.settings import Layer
 
 BENCH_USAGE = "erniechat bench [options]"
 
@@ -17,12 +26,17 @@ HELPERS: dict[str, dict[str, str]] = {
     "config": {"path": "", "show": ""},
     "cache": {"ls": "", "rm": "NAME"},
     "info": {"": ""},
+    "profile": {"show": "", "calibrate": "", "reset": "", "export": "FILE", "import": "FILE"},
 }
+# Those that are about one model, and take its settings.
+OF_A_MODEL = ("profile",)
 _ABOUT = {
     "sessions": "Saved conversations: list them, print one, delete one.",
     "config": "Where settings come from: the files, or each value with its source.",
     "cache": "Quantized copies of models: list them, delete one (or all: rm all).",
     "info": "Devices, kernels and why not, versions, folders.",
+    "profile": "How often a model chose each of its experts: what decides which are kept in fast"
+    " memory. Show it as a map, learn it in a minute, forget it, or move it to another machine.",
 }
 
 
@@ -72,16 +86,19 @@ def _helper_parser(command: str) -> Parser:
     usage = " | ".join(forms)
     parser = new_parser(f"erniechat {command} {usage}".rstrip(), _ABOUT[command])
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    if command in ("sessions", "info", "cache"):
-        parser.add_argument_group("output").add_argument(
-            "--json", action="store_true", help="as JSON"
-        )
+    if command in ("sessions", "info", "cache", "profile"):
+        output = parser.add_argument_group("output")
+        output.add_argument("--json", action="store_true", help="as JSON")
+    if command in OF_A_MODEL:
+        for name in ("plain", "color"):
+            add_setting(output, OPTIONS[name])
+        add_settings(parser, "model", LoadOptions)
     add_other(parser)
     return parser
 
 
-def parse_helper(argv: Sequence[str]) -> tuple[tuple[str, ...], bool, str]:
-    """A command that needs no model: its words, whether as JSON, and its help page if asked for.
+def parse_helper(argv: Sequence[str]) -> tuple[Layer, tuple[str, ...], bool, str]:
+    """A command beside the chat: settings, words, whether as JSON, its help page if asked for.
 
     Raises:
         UsageError: For an unknown action, or a name too many or too few.
@@ -90,7 +107,7 @@ def parse_helper(argv: Sequence[str]) -> tuple[tuple[str, ...], bool, str]:
     parser = _helper_parser(command)
     known, words = parse(parser, rest)
     if known.help:
-        return (), False, parser.format_help()
+        return Layer("flag", {}), (), False, parser.format_help()
     actions = HELPERS[command]
     default = next(iter(actions))
     action, *names = words or [default]
@@ -103,4 +120,5 @@ def parse_helper(argv: Sequence[str]) -> tuple[tuple[str, ...], bool, str]:
     if len(names) != bool(actions[action]):
         wanted = f"one {actions[action]}" if actions[action] else "nothing more"
         raise UsageError(f"erniechat {command} {action} takes {wanted}, got {len(names)}")
-    return (command, action, *names), getattr(known, "json", False), ""
+    flags = settings_layer(known) if command in OF_A_MODEL else Layer("flag", {})
+    return flags, (command, action, *names), getattr(known, "json", False), ""
