@@ -1,6 +1,6 @@
 """All that a front-end may ask of an engine: the ChatBackend protocol, and what it tells back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,6 +48,21 @@ class MemoryUse:
     host_peak_nbytes: int = 0
     gpu_nbytes: int = 0
     gpu_peak_nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertUse:
+    """Where the routed experts of a model were found since the start.
+
+    Attributes:
+        num_tokens: Tokens computed.
+        runs: By place (``GPU``, ``bus``, ``RAM``, ``disk``) how many experts were run from there.
+        nbytes: By place the bytes that they read.
+    """
+
+    num_tokens: int = 0
+    runs: Mapping[str, int] = field(default_factory=dict)
+    nbytes: Mapping[str, int] = field(default_factory=dict)
 
 
 class ChatBackend(Protocol):
@@ -145,6 +160,10 @@ class ChatBackend(Protocol):
 
     def memory(self) -> MemoryUse:
         """Bytes held now and at most."""
+        ...
+
+    def expert_use(self) -> ExpertUse:
+        """Where routed experts were found; no places for a model without any."""
         ...
 
     def close(self) -> None:

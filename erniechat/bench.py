@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from erniechat.doctor import measured_speeds
 from erniechat.errors import MemoryLimitError, UsageError
 from erniechat.fit import expert_places, fit, this_machine
 from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
@@ -106,11 +107,17 @@ def _run(decoder: Decoder, bench: BenchOptions) -> dict[str, float]:
     sampler = Sampler(temperature=0)
     reply = decode(decoder, kv_cache, logits[-1], sampler, limits, generator, lambda: False)
     next(reply)  # an id is known when all that it needs is computed
+    before = {use.name: use for use in decoder.experts.uses}
     first = time.perf_counter()
     for _ in reply:
         pass
     decoded = time.perf_counter()
+    read = {
+        use.name: use.nbytes_read - (before[use.name].nbytes_read if use.name in before else 0)
+        for use in decoder.experts.uses
+    }
     return {
+        **{f"from {name}": nbytes / bench.new_tokens for name, nbytes in read.items()},
         "prefill": bench.prompt_tokens / (prefilled - began),
         "decode": bench.new_tokens / (decoded - first),
         "first_token": first - began,
@@ -162,7 +169,15 @@ def _result(
             "host_peak": process_memory().peak_rss_nbytes,
             "gpu_peak": torch.cuda.max_memory_allocated(decoder.device) if on_gpu else 0,
         },
-        "experts": {"hit_rate": decoder.experts.hit_rate},
+        "read_speeds": measured_speeds(),
+        "experts": {
+            "hit_rate": decoder.experts.hit_rate,
+            "nbytes_per_token": {
+                name.removeprefix("from "): statistics.median(run[name] for run in runs)
+                for name in runs[0]
+                if name.startswith("from ")
+            },
+        },
     }
 
 
@@ -191,7 +206,19 @@ def format_bench(result: Result) -> str:
     lines.append(
         f"  {'hit rate':<12} {100 * result['experts']['hit_rate']:.1f} % of routed experts"
     )
+    speed = decode["tokens_per_second"]["median"]
+    for place, nbytes in result["experts"]["nbytes_per_token"].items():
+        if nbytes:
+            rate = _share(place, nbytes * speed, result["read_speeds"])
+            lines.append(f"  {'from ' + place:<12} {nbytes / 1e6:.1f} MB a token{rate}")
     return "\n".join([head, "", *lines]) + "\n"
+
+
+def _share(place: str, nbytes_per_second: float, read_speeds: dict[str, float]) -> str:
+    """The speed at which experts were read, as a share of what `erniechat doctor` measured."""
+    told = f", {nbytes_per_second / 1e9:.1f} GB/s"
+    measured = read_speeds.get(place.lower())
+    return f"{told}, {100 * nbytes_per_second / measured:.0f} % of its speed" if measured else told
 
 
 def _shown(values: dict[str, float]) -> str:

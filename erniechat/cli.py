@@ -220,9 +220,18 @@ def _helper(
         return _print(terminal, helpers.cache_page(list_copies(), as_json=as_json))
     if command == "profile":
         return _profile(arguments, settings, terminal, services)
+    if command == "doctor":
+        return _doctor(terminal, settings.load, as_json=as_json)
     from erniechat.info import gather_facts
 
     return _print(terminal, helpers.info_page(gather_facts(), as_json=as_json))
+
+
+def _doctor(terminal: Terminal, load: LoadOptions, *, as_json: bool) -> int:
+    from erniechat.doctor import format_doctor, run_doctor
+
+    result = run_doctor(load, terminal.line)
+    return _print(terminal, json.dumps(result) + "\n" if as_json else format_doctor(result))
 
 
 def _profile(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from erniechat.backend import MemoryUse, ModelInfo
+from erniechat.backend import ExpertUse, MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.tags import Section
@@ -168,6 +168,15 @@ class Engine:
             host_peak_nbytes=host.peak_rss_nbytes,
             gpu_nbytes=torch.cuda.memory_allocated() if cuda else 0,
             gpu_peak_nbytes=torch.cuda.max_memory_allocated() if cuda else 0,
+        )
+
+    def expert_use(self) -> ExpertUse:
+        """See `ChatBackend.expert_use`."""
+        uses = self.decoder.experts.uses
+        return ExpertUse(
+            self.num_tokens_seen,
+            {use.name: use.experts_run for use in uses},
+            {use.name: use.nbytes_read for use in uses},
         )
 
     def close(self) -> None:

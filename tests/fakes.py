@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from erniechat.backend import MemoryUse, ModelInfo
+from erniechat.backend import ExpertUse, MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.events import (
     Seconds,
@@ -91,6 +91,7 @@ class FakeBackend:
     scripts: Sequence[Script] = ()
     info: ModelInfo = INFO
     memory_use: MemoryUse = MEMORY
+    experts: ExpertUse = field(default_factory=ExpertUse)
     asked: list[Asked] = field(default_factory=list)
     closed: bool = False
     num_cancels: int = 0
@@ -174,6 +175,9 @@ class FakeBackend:
 
     def memory(self) -> MemoryUse:
         return self.memory_use
+
+    def expert_use(self) -> ExpertUse:
+        return self.experts
 
     def close(self) -> None:
         self.closed = True

@@ -40,6 +40,7 @@ RANKS = (
             "erniechat.hub",
             "erniechat.fit",
             "erniechat.calibration",
+            "erniechat.doctor",
             "erniechat.memory_plan",
             "erniechat.plan_text",
             "erniechat.profiles",

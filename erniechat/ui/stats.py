@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from erniechat.backend import ExpertUse
 from erniechat.events import TurnEnd
 from erniechat.ui.attachments import attached_text
 from erniechat.ui.screen import plain_table
@@ -58,10 +59,24 @@ def _facts(session: Session, end: TurnEnd | None) -> Table:
         held.append(f"gpu {gib(memory.gpu_nbytes)} (peak {gib(memory.gpu_peak_nbytes)})")
     held.append(f"ram {gib(memory.host_nbytes)} (peak {gib(memory.host_peak_nbytes)})")
     table.add_row("memory", " · ".join(held))
+    if use := experts_text(session.backend.expert_use()):
+        table.add_row("experts", use)
     table.add_row("model", f"{info.model} · {info.quant} · {info.device}")
     if end is not None:
         table.add_row("seed", f"{end.seed} · /set seed {end.seed} repeats the last answer")
     return table
+
+
+def experts_text(use: ExpertUse) -> str:
+    """Where routed experts were found, and the bytes a token that was; empty without any."""
+    total, tokens = sum(use.runs.values()), max(use.num_tokens, 1)
+    if not total:
+        return ""
+    return " · ".join(
+        f"{place} {percent(runs, total)}, {gib(use.nbytes[place] // tokens)} a token"
+        for place, runs in use.runs.items()
+        if runs
+    )
 
 
 def percent(used: int, whole: int) -> str:

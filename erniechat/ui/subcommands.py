@@ -27,14 +27,16 @@ HELPERS: dict[str, dict[str, str]] = {
     "cache": {"ls": "", "rm": "NAME"},
     "info": {"": ""},
     "profile": {"show": "", "calibrate": "", "reset": "", "export": "FILE", "import": "FILE"},
+    "doctor": {"": ""},
 }
 # Those that are about one model, and take its settings.
-OF_A_MODEL = ("profile",)
+OF_A_MODEL = ("profile", "doctor")
 _ABOUT = {
     "sessions": "Saved conversations: list them, print one, delete one.",
     "config": "Where settings come from: the files, or each value with its source.",
     "cache": "Quantized copies of models: list them, delete one (or all: rm all).",
     "info": "Devices, kernels and why not, versions, folders.",
+    "doctor": "Measures what RAM, bus and disk read a second, and says how fast a model would be.",
     "profile": "How often a model chose each of its experts: what decides which are kept in fast"
     " memory. Show it as a map, learn it in a minute, forget it, or move it to another machine.",
 }
@@ -86,7 +88,7 @@ def _helper_parser(command: str) -> Parser:
     usage = " | ".join(forms)
     parser = new_parser(f"erniechat {command} {usage}".rstrip(), _ABOUT[command])
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    if command in ("sessions", "info", "cache", "profile"):
+    if command in ("sessions", "info", "cache", "profile", "doctor"):
         output = parser.add_argument_group("output")
         output.add_argument("--json", action="store_true", help="as JSON")
     if command in OF_A_MODEL:

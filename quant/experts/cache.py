@@ -85,7 +85,7 @@ class ExpertCache:
                 raise QuantError(f"the parts of {key} lie apart; delete the folder of {path}")
         self._experts = experts
         self._path = path
-        self._file = _open(path)
+        self._file = open_direct(path)
         weakref.finalize(self, os.close, self._file)
         num_slots = min(num_slots, len(experts))
         sizes = [_aligned(expert.span) for expert in experts.values()]
@@ -179,7 +179,7 @@ class ExpertCache:
             at += count
 
 
-def _open(path: Path) -> int:
+def open_direct(path: Path) -> int:
     """The file, past the page cache where the file system can."""
     direct = getattr(os, "O_DIRECT", 0)
     if direct:

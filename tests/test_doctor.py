@@ -1,0 +1,81 @@
+"""`erniechat doctor`: speeds of the machine, predictions that follow from them, and their file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from erniechat import doctor
+from erniechat.backend import ExpertUse
+from erniechat.cli import main
+from erniechat.memory_plan import Speeds
+from erniechat.options import LoadOptions
+from erniechat.ui.stats import experts_text
+from quant import speeds
+
+CPU = torch.device("cpu")
+FOUND = {"ram": 10e9, "disk": 1e9}
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path
+
+
+def test_the_disk_is_read_past_its_cache_and_left_clean(tmp_path: Path):
+    assert speeds.measure_disk(tmp_path / "disk", 16 << 20) > 1e6
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_ram_is_faster_than_any_disk(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speeds, "PROBE_NBYTES", 64 << 20)
+    assert 5e8 < speeds.measure_ram() < 5e12
+
+
+def test_speeds_are_kept_for_the_plan(monkeypatch: pytest.MonkeyPatch):
+    assert doctor.known_speeds(CPU, 10) is None
+    monkeypatch.setattr(doctor, "measure_ram", lambda: FOUND["ram"])
+    monkeypatch.setattr(doctor, "measure_disk", lambda folder: FOUND["disk"])
+    doctor.speeds_path().parent.mkdir(parents=True)
+    assert doctor.measure_machine(CPU, lambda text: None) == FOUND
+    assert doctor.known_speeds(CPU, 10) == Speeds(
+        ram=9e9, disk=1e9, handoff_seconds=20e-6, token_seconds=10 * 15e-6
+    )
+    doctor.speeds_path().write_text("[1]")
+    assert doctor.known_speeds(CPU, 10) is None
+
+
+def test_more_memory_is_predicted_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(doctor, "measure_machine", lambda device, report: FOUND)
+    assert main(["doctor", "--json", "--4bit"]) == 0
+    rows = json.loads(capsys.readouterr().out)["budgets"]
+    rates = [row["tokens_per_second"] for row in rows]
+    assert len(rates) == 4
+    assert rates == sorted(rates)
+    assert rows[0]["hit_rates"]["RAM"] == pytest.approx(0.25, abs=0.03)
+    last = rows[-1]["nbytes_per_token"]
+    expected = 1 / (8 * 15e-6 + last["RAM"] / 9e9 + last["disk"] * (1 / 1e9 + 1 / 9e9))
+    assert rates[-1] == pytest.approx(expected)
+    assert main(["doctor", "--4bit"]) == 0
+    page = capsys.readouterr().out
+    assert "RAM                  10.0 GB/s" in page
+    assert page.count("--cpu-memory") == 4
+
+
+def test_without_a_model_the_machine_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "measure_machine", lambda device, report: FOUND)
+    options = LoadOptions(model="nobody/nothing", offline=True)
+    page = doctor.format_doctor(doctor.run_doctor(options, lambda text: None))
+    assert "no prediction for nobody/nothing" in page
+    assert "disk                  1.0 GB/s" in page
+
+
+def test_stats_tell_where_experts_were_found():
+    use = ExpertUse(10, {"GPU": 75, "RAM": 25, "disk": 0}, {"GPU": 750 << 20, "RAM": 250 << 20})
+    assert experts_text(use) == "GPU 75 %, 75 MiB a token · RAM 25 %, 25 MiB a token"
+    assert experts_text(ExpertUse()) == ""
