@@ -18,10 +18,16 @@ def copies_folder() -> Path:
 
 
 def list_copies() -> list[dict[str, Any]]:
-    """Name, model, format and bytes of each complete copy, by name."""
+    """Name, model, format, bytes and state of each copy, by name; unfinished ones too."""
     folder = copies_folder()
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [_describe(path) for path in found if (path / INDEX_FILE).is_file()]
+    finished = [_describe(path) for path in found if (path / INDEX_FILE).is_file()]
+    return finished + [_describe_partial(path) for path in found if path.suffix == ".partial"]
+
+
+def _describe_partial(path: Path) -> dict[str, Any]:
+    nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {"name": path.name, "model": "", "quant": "", "nbytes": nbytes, "state": "unfinished"}
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -31,7 +37,26 @@ def _describe(path: Path) -> dict[str, Any]:
         model, quant = str(meta["model"]), str(meta["quant"])
     except (OSError, ValueError, LookupError, TypeError):
         model, quant = "damaged", "?"
-    return {"name": path.name, "model": model, "quant": quant, "nbytes": nbytes}
+    return {
+        "name": path.name,
+        "model": model,
+        "quant": quant,
+        "nbytes": nbytes,
+        "state": "finished",
+    }
+
+
+def copy_paths(name: str) -> list[Path]:
+    """The folder of a copy, or with "all" of every one.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    names = [copy["name"] for copy in list_copies() if copy["state"] == "finished"]
+    if name != "all" and name not in names:
+        known = ", ".join(names) or "there is none"
+        raise UsageError(f'there is no finished quantized copy "{name}"', known)
+    return [copies_folder() / found for found in names if name in ("all", found)]
 
 
 def remove_copy(name: str) -> int:

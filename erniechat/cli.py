@@ -25,7 +25,7 @@ from erniechat.ui.terminal import AnswerStream, Terminal, is_utf8
 if TYPE_CHECKING:
     from erniechat.backend import ChatBackend
     from erniechat.chat.sessions import SavedChat
-    from erniechat.events import Progress
+    from erniechat.events import Progress, StartNotice
     from erniechat.ui.jobs import Job, LoadEngine, PromptTools
 
 
@@ -61,6 +61,15 @@ def _format_bench(result: dict[str, Any]) -> str:
     return format_bench(result)
 
 
+def _start_notice(options: LoadOptions) -> StartNotice | None:
+    """What a first start of a model on the hub will fetch."""
+    if options.model.count("/") != 1 or os.path.exists(os.path.expanduser(options.model)):
+        return None
+    from erniechat.start_notice import first_start_notice
+
+    return first_start_notice(options)
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the command line calls to get work done; tests put fakes in."""
@@ -71,6 +80,7 @@ class Services:
         _run_bench
     )
     format_bench: Callable[[dict[str, Any]], str] = _format_bench
+    start_notice: Callable[[LoadOptions], StartNotice | None] = _start_notice
 
 
 def main(argv: Sequence[str] | None = None, *, services: Services | None = None) -> int:
@@ -133,12 +143,14 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
         terminal.line(f"warning: {warning}")
     if arguments.helper:
         return _helper(arguments, settings, terminal, services)
+    if arguments.task:
+        return _task(arguments, settings.load, terminal)
     if arguments.bench is not None:
         return _bench(terminal, services, settings.load, arguments.bench)
     from erniechat.ui.jobs import Job, answer_once, dry_run
 
     load, tools = services.load_engine, services.load_prompt_tools
-    job = Job(arguments, settings, terminal, load, tools, saved)
+    job = Job(arguments, settings, terminal, load, tools, saved, services.start_notice)
     if arguments.chat or _wants_chat(job):
         return _repl(job)
     return dry_run(job) if arguments.dry_run else answer_once(job)
@@ -215,6 +227,8 @@ def _helper(
     if command == "cache":
         from erniechat.cache import list_copies, remove_copy
 
+        if action == "verify":
+            return _task(arguments, settings.load, terminal)
         if action == "rm":
             return _print(terminal, f"freed {remove_copy(name) / 2**20:,.0f} MiB\n")
         return _print(terminal, helpers.cache_page(list_copies(), as_json=as_json))
@@ -261,6 +275,21 @@ def _profile(
         return _print(terminal, json.dumps(facts) + "\n")
     color, utf8 = terminal.stdout_color, is_utf8(terminal.stdout)
     return _print(terminal, profile_page(facts, color=color, utf8=utf8))
+
+
+def _task(arguments: Arguments, load: LoadOptions, terminal: Terminal) -> int:
+    from erniechat import model_commands
+
+    def say(text: str) -> None:
+        terminal.live.wipe()
+        _print(terminal, text)
+
+    if arguments.helper:
+        model_commands.verify(arguments.helper[2], terminal.live.show, say)
+    else:
+        as_json = arguments.json
+        model_commands.run(arguments.task, load, terminal.live.show, say, as_json=as_json)
+    return 0
 
 
 def _print(terminal: Terminal, text: str) -> int:

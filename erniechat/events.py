@@ -1,7 +1,10 @@
 """What a reply is made of: the events that an engine yields and a front-end draws."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from erniechat.errors import ErnieChatError
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
@@ -46,6 +49,25 @@ class Progress:
     stage: Literal["read", "load", "quantize", "download", "wait"]
     done: int
     total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartNotice:
+    """What a start will do, told before it does it.
+
+    Attributes:
+        lines: For people.
+        download_nbytes: To be fetched.
+        keep_nbytes: To be kept on the disk.
+        facts: For scripts, as JSON.
+        problem: Why it cannot be; None if it can.
+    """
+
+    lines: tuple[str, ...]
+    download_nbytes: int
+    keep_nbytes: int
+    facts: Mapping[str, Any]
+    problem: ErnieChatError | None = None
 
 
 @dataclass(frozen=True, slots=True)

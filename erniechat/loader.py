@@ -19,13 +19,13 @@ from erniechat.model.disk_assembly import Residency
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
-from erniechat.planning import Plan, context_length, copy_folder, make_plan
+from erniechat.planning import Plan, ShardsNeeded, context_length, copy_folder, make_plan
 from erniechat.profiles import keep_profile, known_profile
 from erniechat.prompts import PromptTools
 from erniechat.resolve import locate
 from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
 from erniechat.start_plan import check_disk, what_fits
-from erniechat.weights import finished_weights
+from erniechat.weights import fetch_all, finished_weights
 from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
@@ -67,7 +67,11 @@ def load_engine(
     warn = warn or (lambda text: None)
     files = locate(options)
     try:
-        plan = make_plan(files, options)
+        try:
+            plan = make_plan(files, options)
+        except ShardsNeeded as exc:
+            fetch_all(exc.hub, report)
+            plan = make_plan(files, options)
         set_threads(options.threads)
         memory = check_memory(plan, options, warn)
         check_disk(plan, options)

@@ -10,7 +10,7 @@ from typing import Any
 import platformdirs
 import torch
 
-from erniechat.errors import UsageError
+from erniechat.errors import ModelError, UsageError
 from erniechat.hub.fetch import shard_header
 from erniechat.hub.listing import HubModel
 from erniechat.model.checkpoint import Checkpoint
@@ -29,6 +29,15 @@ from quant.kernels import backend_for
 DEFAULT_QUANT = "nf4"
 DEFAULT_MAX_CONTEXT = 32_768
 NUM_HEADER_REQUESTS = 8  # at one time
+QUANTIZED_MARK = b".quant_state.bitsandbytes__"
+
+
+class ShardsNeeded(ModelError):
+    """A checkpoint that bitsandbytes has quantized to 4 bits has its shapes inside its shards."""
+
+    def __init__(self, hub: HubModel) -> None:
+        super().__init__(f"{len(hub.missing)} files of {hub.name} are not here", "fetch them")
+        self.hub = hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +65,16 @@ def make_plan(files: ModelFiles, options: LoadOptions) -> Plan:
 
     Raises:
         UsageError: If the options do not suit the model or the machine.
+        ShardsNeeded: If its shapes are inside its shards, and they are not here.
         ModelError: If the checkpoint cannot be read.
     """
     if files.folder.is_file():
         checkpoint: Checkpoint = GgufCheckpoint(files.folder)
     else:
-        checkpoint = Checkpoint(files.folder, _headers(files.hub) if files.hub else None)
+        headers = _headers(files.hub) if files.hub else {}
+        if files.hub and any(QUANTIZED_MARK in header.text for header in headers.values()):
+            raise ShardsNeeded(files.hub)
+        checkpoint = Checkpoint(files.folder, headers)
     family = family_of(checkpoint.config)
     config = family.parse_config(checkpoint.config)
     readings = plan_readings(checkpoint, family, config)

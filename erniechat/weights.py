@@ -1,6 +1,5 @@
 """A model's finished weights: mapped from the copy, or made while the checkpoint arrives."""
 
-import errno
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,19 +8,21 @@ from typing import Any
 
 from erniechat.errors import DiskLimitError
 from erniechat.events import Progress
-from erniechat.hub.feed import ShardFeed
+from erniechat.hub.failures import FULL
+from erniechat.hub.feed import ShardFeed, missing_nbytes
+from erniechat.hub.listing import HubModel
 from erniechat.model.conversion import Sink, Unit, convert, finished_nbytes, plan_units
 from erniechat.model.gguf_checkpoint import loss_of
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder
 from erniechat.repair import repair
+from erniechat.start_plan import disk_of
 from quant.copy import MemoryWeights, QuantizedCopy, WeightSource
 from quant.copy_writer import CopyWriter
 from quant.memory import host_memory
 
 # Norms, routers and biases: a start reads them anyway, so it may as well check them.
 CHECKED_NBYTES = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Report = Callable[[Progress], None]
 Warn = Callable[[str], None]
@@ -70,6 +71,27 @@ def _tell_loss(plan: Plan, warn: Warn) -> None:
     """Say so where weights that are quantized already are quantized once more."""
     if loss := loss_of(plan.checkpoint, plan.quant):
         warn(loss)
+
+
+def fetch_all(hub: HubModel, report: Report | None) -> None:
+    """Bring all shards of a model here.
+
+    Raises:
+        ModelError: If one cannot be had.
+        DiskLimitError: If the disk does not hold them.
+    """
+    needed = sum(missing_nbytes(hub))
+    free = disk_of(hub.folder).free_nbytes
+    if needed > free:
+        raise DiskLimitError(
+            f"{hub.name} does not fit on the disk of {hub.folder}: {needed / 1e9:.1f} GB are to be "
+            f"fetched, {free / 1e9:.1f} GB are free",
+            f"free {(needed - free) / 1e9:.1f} GB",
+        )
+    tell = report or (lambda progress: None)
+    paths = {hub.folder / shard.name for shard in hub.shards}
+    with ShardFeed(hub, paths, lambda *at: tell(Progress("download", *at))) as feed:
+        feed.wait_for_all()
 
 
 def _check_fallback(plan: Plan, folder: Path, exc: OSError) -> None:
@@ -130,8 +152,11 @@ def _make(
             all shards.
     """
     left: Counter[Path] = Counter()
+    is_here = set()
     for unit in plan_units(plan.readings):
-        if not all(target in sink for target in unit.targets):
+        if all(target in sink for target in unit.targets):
+            is_here.add(unit.targets)
+        else:
             left.update(unit.paths)
     feed = None
     if plan.hub is not None and (plan.hub.missing or before_discard):
@@ -147,9 +172,9 @@ def _make(
             feed.wait_for(unit.paths)
 
     def after(unit: Unit) -> None:
-        if feed is None or before_discard is None:
+        if feed is None or before_discard is None or unit.targets in is_here:
             return
-        for path in unit.paths & left.keys():
+        for path in unit.paths:
             left[path] -= 1
             if not left[path]:
                 before_discard()

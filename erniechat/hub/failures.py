@@ -19,6 +19,7 @@ from erniechat.errors import (
 NUM_TRIES = 6  # in a row without one new byte
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 ResultT = TypeVar("ResultT")
@@ -160,7 +161,7 @@ def _status_error(name: str, exc: Exception) -> ModelError:
 
 
 def _disk_error(name: str, exc: OSError) -> ErnieChatError:
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+    if exc.errno in FULL:
         return DiskLimitError(
             f"the disk is full while fetching {name}",
             "free some space and start again: what is here is kept",

@@ -49,6 +49,11 @@ class ShardFeed:
         ]
 
     def __enter__(self) -> "ShardFeed":
+        for shard, here, released in zip(
+            self._model.shards, self._here, self._released, strict=True
+        ):
+            if self._discards and here and released:  # an earlier start ended before it did this
+                discard(self._model, shard)
         for thread in self._threads:
             thread.start()
         return self

@@ -15,7 +15,14 @@ from erniechat.options import (
 )
 from erniechat.ui.parser import Parser, add_other, add_settings, new_parser, parse, settings_layer
 from erniechat.ui.settings import Layer
-from erniechat.ui.subcommands import HELPERS, bench_parser, parse_bench, parse_helper
+from erniechat.ui.subcommands import (
+    HELPERS,
+    MODEL_COMMANDS,
+    bench_parser,
+    parse_bench,
+    parse_helper,
+    parse_model_command,
+)
 
 USAGE = """erniechat [options] [TEXT ...]
 
@@ -24,10 +31,12 @@ USAGE = """erniechat [options] [TEXT ...]
   erniechat -p "three EU capitals" --json | jq .text   answer once, for a script"""
 
 EPILOG = """commands (each has --help):
+  erniechat plan          what a start would fetch, keep and use: plan MODEL
+  erniechat export        a checkpoint for transformers and bitsandbytes: export MODEL FOLDER
   erniechat bench         measure speed and memory
   erniechat sessions      list, show or delete saved conversations: ls, show ID, rm ID
   erniechat config        where settings come from: path, show
-  erniechat cache         quantized copies on disk: ls, rm NAME
+  erniechat cache         quantized copies on disk: ls, rm NAME, verify NAME
   erniechat info          devices, kernels, versions, folders
   erniechat help          this page
 
@@ -51,6 +60,7 @@ class Arguments:
         structure: The kind of structure that is asked for and its text, or None.
         resume: Id of the session to go on with, empty for the newest, None for a new one.
         helper: A command that needs no model, with its own words: ``("sessions", "ls")``.
+        task: A command on a model, with its words after the model's name: ``("plan",)``.
     """
 
     flags: Layer
@@ -75,6 +85,7 @@ class Arguments:
     man: bool = False
     bench: BenchOptions | None = None
     helper: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
 
 
 def chat_parser() -> Parser:
@@ -108,7 +119,7 @@ def _add_questions(parser: Parser) -> None:
     add("--chat", action="store_true", help="read stdin as the first message, then chat")
     add("--tools", metavar="FILE.json", help="functions that the model may call; none is run")
     add("--run-tools", action="store_true", help="in the chat, run called tools after a yes")
-    add("--yes", action="store_true", help="no question for tools that their file allows")
+    add("--yes", action="store_true", help="no question before a download or an allowed tool")
     add("--raw", action="store_true", help="go on from the text as it is, without a chat template")
     add("--no-stdin", action="store_true", help="do not read stdin")
 
@@ -131,10 +142,12 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         UsageError: For an unknown flag, a bad value or flags that contradict each other.
     """
     words = list(argv)
-    if words[:1] == ["help"] and words[1:2] and words[1] in ("bench", *HELPERS):
+    if words[:1] == ["help"] and words[1:2] and words[1] in ("bench", *HELPERS, *MODEL_COMMANDS):
         words = [words[1], "--help"]
     if words[:1] == ["bench"]:
         return _bench_arguments(words[1:])
+    if words[:1] and words[0] in MODEL_COMMANDS:
+        return _model_arguments(words)
     if words[:1] and words[0] in HELPERS:
         flags, helper, as_json, page = parse_helper(words)
         return Arguments(flags, helper=helper, json=as_json, help=page)
@@ -149,6 +162,16 @@ def _bench_arguments(argv: Sequence[str]) -> Arguments:
         return Arguments(Layer("flag", {}), help=page)
     flags = settings_layer(known)
     return Arguments(flags, json=known.json, bench=bench, version=known.version)
+
+
+def _model_arguments(argv: Sequence[str]) -> Arguments:
+    known, words, page = parse_model_command(argv)
+    if page:
+        return Arguments(Layer("flag", {}), help=page)
+    given = settings_layer(known)
+    flags = Layer(given.origin, {**given.values, "model": words[0]})
+    as_json = getattr(known, "json", False)
+    return Arguments(flags, task=(argv[0], *words[1:]), json=as_json, version=known.version)
 
 
 def _chat_arguments(argv: Sequence[str]) -> Arguments:
@@ -215,8 +238,6 @@ def _check_contradictions(arguments: Arguments, known: argparse.Namespace) -> No
             raise UsageError(f"{first} and {second} contradict each other; give one of them")
     if arguments.run_tools and arguments.tools is None:
         raise UsageError("--run-tools needs --tools FILE.json")
-    if arguments.yes and not arguments.run_tools:
-        raise UsageError("--yes needs --run-tools; nothing else is asked")
 
 
 def version_line() -> str:

@@ -67,7 +67,7 @@ def cache_page(copies: Sequence[dict[str, Any]], *, as_json: bool) -> str:
     if not copies:
         return "no quantized copies\n"
     rows = [("name", "model", "quant", "size")]
-    rows += [(c["name"], c["model"], c["quant"], gib(c["nbytes"])) for c in copies]
+    rows += [(c["name"], c["model"], c["quant"] or "unfinished", gib(c["nbytes"])) for c in copies]
     return columns(rows)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from erniechat.chat.sessions import SavedChat
 from erniechat.errors import TimeLimitError, UsageError
 from erniechat.events import Progress
 from erniechat.options import LoadOptions
+from erniechat.ui.announce import GetNotice, announce
 from erniechat.ui.arguments import Arguments
 from erniechat.ui.asking import Asking, read_structure
 from erniechat.ui.files import check_writable
@@ -71,6 +73,7 @@ class Job:
 
     Attributes:
         saved: The session to go on with.
+        start_notice: What a first start would fetch.
     """
 
     arguments: Arguments
@@ -79,6 +82,7 @@ class Job:
     load_engine: LoadEngine
     load_prompt_tools: Callable[[LoadOptions], PromptTools]
     saved: SavedChat | None = None
+    start_notice: GetNotice | None = None
 
     @property
     def notice(self) -> str:
@@ -92,6 +96,15 @@ def engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]
     options = job.settings.load
     progress = LoadProgress(job.terminal, options.model)
     worker = Worker()
+    if job.start_notice is not None:
+        announce(
+            options,
+            job.start_notice,
+            worker,
+            job.terminal,
+            sys.stdin,
+            yes=job.arguments.yes,
+        )
     load = worker.submit(lambda: job.load_engine(options, progress, progress.warn))
     patience = CLOSE_SECONDS
     try:

@@ -115,7 +115,7 @@ def wait_for_load(
     """
     with watch:
         while not load.done:
-            screen.live.show(progress.text)
+            progress.draw_on(screen.live)
             if {"interrupt", "stop"} & set(watch.poll(POLL_SECONDS)):
                 screen.live.wipe()
                 raise Interrupted(signal.SIGINT)

@@ -24,7 +24,7 @@ BENCH_USAGE = "erniechat bench [options]"
 HELPERS: dict[str, dict[str, str]] = {
     "sessions": {"ls": "", "show": "ID", "rm": "ID"},
     "config": {"path": "", "show": ""},
-    "cache": {"ls": "", "rm": "NAME"},
+    "cache": {"ls": "", "rm": "NAME", "verify": "NAME"},
     "info": {"": ""},
     "profile": {"show": "", "calibrate": "", "reset": "", "export": "FILE", "import": "FILE"},
     "doctor": {"": ""},
@@ -34,7 +34,7 @@ OF_A_MODEL = ("profile", "doctor")
 _ABOUT = {
     "sessions": "Saved conversations: list them, print one, delete one.",
     "config": "Where settings come from: the files, or each value with its source.",
-    "cache": "Quantized copies of models: list them, delete one (or all: rm all).",
+    "cache": "Quantized copies of models: list, delete or check them (all: rm all).",
     "info": "Devices, kernels and why not, versions, folders.",
     "doctor": "Measures what RAM, bus and disk read a second, and says how fast a model would be.",
     "profile": "How often a model chose each of its experts: what decides which are kept in fast"
@@ -81,6 +81,40 @@ def parse_bench(argv: Sequence[str]) -> tuple[argparse.Namespace, BenchOptions, 
         synthetic=known.synthetic, quality=known.quality, json=known.json, **numbers
     )
     return known, bench, ""
+
+
+# Commands on a model: what each takes after its name, and what it is for.
+MODEL_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "plan": (("MODEL",), "What a start would fetch, keep and use here, and whether it fits."),
+    "export": (
+        ("MODEL", "FOLDER"),
+        "Write a model as a checkpoint that transformers and bitsandbytes load.",
+    ),
+}
+
+
+def parse_model_command(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
+    """A command on a model: its flags, its words, and its help page if that was asked for.
+
+    Raises:
+        UsageError: For a wrong flag, or a word too many or too few.
+    """
+    command, *rest = argv
+    names, about = MODEL_COMMANDS[command]
+    parser = new_parser(f"erniechat {command} {' '.join(names)} [options]", about)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    if command == "plan":
+        parser.add_argument_group("output").add_argument(
+            "--json", action="store_true", help="as JSON"
+        )
+    add_settings(parser, "model", LoadOptions)
+    add_other(parser)
+    known, words = parse(parser, rest)
+    if known.help:
+        return known, [], parser.format_help()
+    if len(words) != len(names):
+        raise UsageError(f"erniechat {command} takes {' and '.join(names)}, got {len(words)} words")
+    return known, words, ""
 
 
 def _helper_parser(command: str) -> Parser:

@@ -1,0 +1,146 @@
+"""What a start will fetch, keep and use, in words for people and in numbers for scripts."""
+
+from typing import Any
+
+from erniechat.errors import ModelError
+from erniechat.events import StartNotice
+from erniechat.fetch_plan import FetchPlan
+from erniechat.hub.feed import missing_nbytes
+from erniechat.hub.listing import HubModel
+from erniechat.loader import check_memory
+from erniechat.memory_plan import MemoryPlan
+from erniechat.model.conversion import finished_nbytes
+from erniechat.options import LoadOptions
+from erniechat.plan_text import format_plan, plan_facts
+from erniechat.planning import ShardsNeeded, make_plan
+from erniechat.resolve import locate
+from erniechat.sizes import shown_size
+from erniechat.start_plan import StartPlan, start_plan
+
+GB = 1e9
+
+
+def first_start_notice(options: LoadOptions) -> StartNotice | None:
+    """What a start will do that has to fetch weights; None if it has not.
+
+    Raises:
+        UsageError: If the options do not suit the model or the machine.
+        ModelError: If the model cannot be had or is no model.
+    """
+    files = locate(options)
+    if files.hub is None or not files.hub.missing:
+        return None
+    try:
+        found = start_plan(make_plan(files, options), options, check_memory)
+    except ShardsNeeded:
+        return _quantized_notice(files.hub, options)
+    return _notice(found, options) if found.fetch.download_nbytes else None
+
+
+def full_notice(options: LoadOptions) -> StartNotice:
+    """What a start will do, in full: `erniechat plan`.
+
+    Raises:
+        UsageError: If the options do not suit the model or the machine.
+        ModelError: If the model cannot be had or is no model.
+    """
+    files = locate(options)
+    try:
+        found = start_plan(make_plan(files, options), options, check_memory)
+    except ShardsNeeded as exc:
+        return _quantized_notice(exc.hub, options)
+    notice = _notice(found, options)
+    if found.memory is None:
+        return notice
+    table = format_plan(found.memory).splitlines()
+    kept = [line for line in notice.lines if not line.startswith(("gpu ", "ram "))]
+    return StartNotice(
+        (*kept, *table), notice.download_nbytes, notice.keep_nbytes, notice.facts, notice.problem
+    )
+
+
+def _notice(found: StartPlan, options: LoadOptions) -> StartNotice:
+    plan, fetch = found.plan, found.fetch
+    commit = f" · {plan.hub.commit[:12]}" if plan.hub else ""
+    lines = [f"{options.model}{commit} · {plan.quant} · {plan.device}", _what(fetch, found)]
+    for need in fetch.needs:
+        parts = " + ".join(f"{name} {n / GB:.1f}" for name, n in need.parts.items() if n)
+        verdict = "too little" if need.lacking_nbytes else "ok"
+        lines.append(
+            f"disk   {parts} GB at most, {need.disk.free_nbytes / GB:.1f} GB free at "
+            f"{need.disk.folder}   {verdict}"
+        )
+    if found.memory is not None:
+        lines += _memory_lines(found.memory)
+    facts = _facts(found, options)
+    return StartNotice(tuple(lines), fetch.download_nbytes, fetch.keep_nbytes, facts, found.problem)
+
+
+def _what(fetch: FetchPlan, found: StartPlan) -> str:
+    if fetch.has_copy:
+        return "plan   start from the finished copy; nothing to fetch or to quantize"
+    steps = []
+    if fetch.download_nbytes:
+        files = f"{fetch.num_files} of {fetch.num_shards} files"
+        steps.append(f"download {fetch.download_nbytes / GB:.1f} GB ({files})")
+    weights = finished_nbytes(found.plan.readings, found.plan.formats) / GB
+    keeps = fetch.keep_nbytes > 0
+    steps += ["quantize", f"keep {weights:.1f} GB for next time" if keeps else "keep nothing"]
+    return f"plan   {', '.join(steps)}"
+
+
+def _memory_lines(memory: MemoryPlan) -> list[str]:
+    """A line for each place with a budget."""
+    lines = []
+    for place in memory.places:
+        if place not in memory.budgets:
+            continue
+        parts = [f"{item.name} {shown_size(item.nbytes)}" for item in memory.items.get(place, ())]
+        num = memory.num_experts(place)
+        if num:
+            parts.append(f"{num:,} experts {shown_size(num * memory.sizes.expert_nbytes)}")
+        lines.append(
+            f"{place.lower():<6} {' + '.join(parts)} = {shown_size(memory.nbytes(place))} of "
+            f"{shown_size(memory.budgets[place].nbytes)}   ok"
+        )
+    return lines
+
+
+def _facts(found: StartPlan, options: LoadOptions) -> dict[str, Any]:
+    plan, fetch, problem = found.plan, found.fetch, found.problem
+    return {
+        "model": options.model,
+        "commit": plan.hub.commit if plan.hub else None,
+        "quant": plan.quant,
+        "device": str(plan.device),
+        "download_nbytes": fetch.download_nbytes,
+        "download_files": fetch.num_files,
+        "keep_nbytes": fetch.keep_nbytes,
+        "has_copy": fetch.has_copy,
+        "disks": [
+            {
+                "folder": need.disk.folder,
+                "needed_nbytes": need.nbytes,
+                "free_nbytes": need.disk.free_nbytes,
+            }
+            for need in fetch.needs
+        ],
+        "memory": plan_facts(found.memory) if found.memory else None,
+        "fits": problem is None,
+        "problem": problem and {"message": problem.message, "hint": problem.hint},
+    }
+
+
+def _quantized_notice(hub: HubModel, options: LoadOptions) -> StartNotice:
+    """Of a checkpoint that bitsandbytes has quantized: its shapes are inside its shards."""
+    if options.offline:
+        raise ModelError(f"offline, and {len(hub.missing)} files of {hub.name} are not here")
+    download = sum(missing_nbytes(hub))
+    whole = sum(shard.nbytes for shard in hub.shards)
+    lines = (
+        f"{options.model} · {hub.commit[:12]} · as bitsandbytes has quantized it",
+        f"plan   download {download / GB:.1f} GB ({len(hub.missing)} of {len(hub.shards)} files), "
+        f"keep about {whole / GB:.1f} GB for next time; memory is planned once it is here",
+    )
+    facts = {"model": hub.name, "commit": hub.commit, "download_nbytes": download}
+    return StartNotice(lines, download, whole, facts, None)
