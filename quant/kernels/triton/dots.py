@@ -7,6 +7,10 @@ are. Weights are held in 4 bits (layout ``x16``), int8 rows or bfloat16 rows; ``
 import triton
 import triton.language as tl
 
+from quant.kernels.triton.tables import LEVELS_PER_UNIT
+
+UNIT = tl.constexpr(1.0 / LEVELS_PER_UNIT)
+
 # Eight 4-bit codes of a word become eight int8 values of a table in four registers, and two
 # products of four are added up. Selector nibbles of prmt are the codes as they stand: bits 0-2
 # choose within a half of the table, bit 3 (moved to bit 2 of the last selector) the half.
@@ -176,7 +180,7 @@ def dot16(
             codes + block * 128, scales + block * 16, xq, xs, NUM_INPUTS // 64, WARPS,
             T0, T1, T2, T3, PTX,
         )  # fmt: skip
-        return sums * (1.0 / 127.0)
+        return sums * UNIT
     if BITS == 8:
         first = codes + (group * 16 * IN_FEATURES + first_input) // 4
         sums = dot_int8(

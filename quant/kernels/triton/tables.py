@@ -7,6 +7,12 @@ import torch
 from quant.formats import FORMATS
 from quant.formats.codebook import Codebook4
 
+# As nearest multiples of 1/127 the 16 values of nf4 are off by 0.59 %, and by 0.15 % too small on
+# the whole, which no sum over inputs evens out; with this unit by 0.47 %, 0.01 % and least of all
+# units to one side, for weights that are distributed normally. fp4 has 0.66 % and 0.06 % (127:
+# 0.63 % and 0.22 %).
+LEVELS_PER_UNIT = 112.05
+
 BITS = {"nf4": 4, "fp4": 4, "int8": 8, "bf16": 16}
 
 
@@ -17,11 +23,11 @@ def _words(table: torch.Tensor) -> tuple[int, ...]:
 
 @cache
 def int8_table(format_name: str) -> tuple[int, ...]:
-    """``round(127 · value)`` of 16 codes as four int32; zeros for formats without a codebook."""
+    """16 codes' values in int8 levels as four int32; zeros for formats without a codebook."""
     found = FORMATS[format_name]
     if not isinstance(found, Codebook4):
         return (0, 0, 0, 0)
-    return _words((found.codebook * 127).round().to(torch.int8))
+    return _words((found.codebook * LEVELS_PER_UNIT).round().to(torch.int8))
 
 
 @cache
