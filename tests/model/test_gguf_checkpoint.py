@@ -108,8 +108,14 @@ def test_a_part_is_looked_for_beside_the_first(tmp_path):
         GgufCheckpoint(path)
 
 
-def split(tmp_path: Path, folder: Path) -> Path:
-    """A checkpoint as two files, the tensors taken in turns."""
+def test_a_tensor_in_two_parts_is_refused(tmp_path):
+    path = split(tmp_path, hub_folder(tmp_path / "hub", DENSE), step=1)
+    with pytest.raises(CheckpointError, match="a tensor is in two parts"):
+        GgufCheckpoint(path)
+
+
+def split(tmp_path: Path, folder: Path, step: int = 2) -> Path:
+    """A checkpoint as two files, the tensors taken in turns; with a step of one, most in both."""
     checkpoint = Checkpoint(folder)
     tensors = list(files.gguf_tensors(checkpoint).items())
     for part in range(2):
@@ -120,7 +126,7 @@ def split(tmp_path: Path, folder: Path) -> Path:
             files.add_plain_tokenizer(writer, checkpoint.config["vocab_size"])
         writer.add_uint16("split.no", part)
         writer.add_uint16("split.count", 2)
-        for name, data in tensors[part::2]:
+        for name, data in tensors[part::step]:
             files.add_tensor(writer, name, data, "BF16")
         files.finish(writer)
     return tmp_path / "m-00001-of-00002.gguf"
@@ -177,6 +183,14 @@ def test_metadata_that_does_not_fit_is_one_line(changes, kind, message, moe_fold
     assert type(caught.value) is kind
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_experts_of_a_layer_that_is_not_there_are_one_unexpected_tensor(moe_folder, tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", moe_folder, block_count=2)
+    with pytest.raises(CheckpointError, match=r"tensors are not part of this model: .*blk\.2\."):
+        load_engine(LoadOptions(model=str(path), copy=False))
+    names = [tensor.name for tensor in GgufCheckpoint(path)]
+    assert names.count("blk.2.ffn_gate_exps.weight") == 1
 
 
 def test_a_missing_correction_bias_is_not_made_up(tmp_path):

@@ -11,6 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from erniechat.chat.tokenizer import Tokenizer
 from erniechat.errors import CheckpointError
 from erniechat.mini import checkpoint_folder
+from erniechat.model import gguf_tokenizer
 from erniechat.model.gguf_file import read_gguf
 from erniechat.model.gguf_tokenizer import GgufVocabulary, chat_templates
 from tests.chat.conftest import PT, SHARED, THINKING
@@ -119,8 +120,10 @@ def test_merges_of_the_file_go_before_scores():
 def test_a_space_goes_before_a_text_unless_the_file_says_no():
     tokens = ["<unk>", "<s>", "</s>", "▁", "a", "▁a"]
     assert build(tokens).encode("a", add_special_tokens=False).tokens == ["▁a"]
+    assert build(tokens).decode([5, 5]) == "a a"
     found = build(tokens, add_space_prefix=False).encode("a", add_special_tokens=False)
     assert found.tokens == ["a"]
+    assert build(tokens, add_space_prefix=False).decode([5, 5]) == " a a"
 
 
 def test_byte_level_pieces_are_read_too():
@@ -151,7 +154,9 @@ def test_a_whole_tokenizer_json_goes_before_everything():
 BAD = [
     ([], {}, "tokenizer.ggml.tokens is missing"),
     ([1, 2], {}, "tokens must be a list of str"),
-    (["a" * 513], {}, "tokens may have 512 letters"),
+    (["a" * 129], {}, "tokens may have 128 letters"),
+    (["a" * i for i in range(1, 129)], {"token_type": [1] * 127}, "128 tokens have 127 types"),
+    ([f"{i:08b}" for i in range(256)] * 2, {}, "two tokens have one text"),
     (["a", "b", "c"], {"token_type": [1]}, "3 tokens have 1 types"),
     (["a", "b", "c"], {"merges": ["a b"]}, 'the merge "a b" is not of its tokens'),
     (["a", "b", "c"], {"unknown_token_id": -1}, "unknown_token_id is -1 of 3 tokens"),
@@ -164,6 +169,14 @@ def test_what_does_not_fit_is_one_line(tokens, more, message):
         build(tokens, **more)
     assert str(caught.value).startswith("a.gguf has no sound tokenizer (")
     assert message in str(caught.value)
+
+
+def test_pieces_that_make_too_many_merges_are_refused(monkeypatch):
+    monkeypatch.setattr(gguf_tokenizer, "MAX_MERGES", 2)
+    tokens = ["a", "b", "ab", "aba"]
+    assert build(tokens, bos_token_id=0, eos_token_id=0, unknown_token_id=0)
+    with pytest.raises(CheckpointError, match="its pieces make more than 2 merges"):
+        build([*tokens, "abab"])
 
 
 def test_chat_templates_have_their_names():
