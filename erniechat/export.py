@@ -51,7 +51,7 @@ def export(options: LoadOptions, target: str, progress: Progress | None = None) 
         What was written, in one line.
 
     Raises:
-        UsageError: If the folder is there, or the format has no counterpart.
+        UsageError: If the folder is there, the model is a GGUF file, or the format is ours alone.
         ModelError: If the model cannot be had.
         DiskLimitError: If the disk is full.
     """
@@ -59,6 +59,11 @@ def export(options: LoadOptions, target: str, progress: Progress | None = None) 
     if folder.exists():
         raise UsageError(f'"{target}" is there already; name a folder that is not')
     files = locate(options)
+    if files.folder.is_file():  # its config and tokenizer are not in the hub's form
+        raise UsageError(
+            f'export takes a folder or a model on the hub, got the file "{options.model}"',
+            "name the checkpoint that the file was made of",
+        )
     plan = make_plan(files, options)
     set_threads(options.threads)
     check_disk(plan, options)

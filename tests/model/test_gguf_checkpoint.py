@@ -9,6 +9,7 @@ import torch
 
 from erniechat.cli import main
 from erniechat.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
+from erniechat.export import export
 from erniechat.loader import load_engine, load_prompt_tools
 from erniechat.mini import checkpoint_folder
 from erniechat.model.checkpoint import Checkpoint
@@ -260,6 +261,12 @@ def test_the_command_answers_from_a_file(mini_q4, tmp_path, monkeypatch, capfd):
     assert error.count("\n") == 1
     assert "short.gguf is not a sound GGUF file" in error
     assert "ends after the file; fetch the file again" in error.replace(")", "")
+
+
+def test_a_file_is_not_exported(mini_q4, tmp_path):
+    with pytest.raises(UsageError, match="export takes a folder or a model on the hub, got the fi"):
+        export(LoadOptions(model=str(mini_q4)), str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_package_is_named_with_its_extra(mini_q4, monkeypatch):
