@@ -125,6 +125,11 @@ def _stdout() -> TextIO:
 
 
 def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
+    if argv[:1] == ["__complete"]:
+        from erniechat.ui.shell_completion import possible_values
+
+        values = possible_values(argv[1] if len(argv) > 1 else "", os.environ)
+        return _print(terminal, "".join(f"{value}\n" for value in values))
     arguments = parse_arguments(argv)
     if arguments.help:
         return _print(terminal, arguments.help)
@@ -139,6 +144,8 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     terminal.configure(settings.display, os.environ)
     if arguments.version:
         return _version(terminal, settings, arguments)
+    given = [f"{name} {settings.origin(name)}" for name in settings.values]
+    terminal.log.write(f"{version_line()} python {sys.version.split()[0]}: {', '.join(given)}")
     for warning in warnings:
         terminal.line(f"warning: {warning}")
     if arguments.helper:
@@ -189,18 +196,9 @@ def _merge(arguments: Arguments, saved: SavedChat | None) -> tuple[Settings, lis
 
 
 def _completion(terminal: Terminal, shell: str) -> int:
-    try:
-        import shtab
-    except ImportError as exc:
-        raise UsageError(
-            "--completion needs shtab, which is not installed",
-            "pip install 'erniechat[completion]'",
-        ) from exc
-    parser = chat_parser()
-    for action in parser._actions:
-        if "FILE" in str(action.metavar):
-            action.complete = shtab.FILE  # type: ignore[attr-defined]  # where shtab looks
-    return _print(terminal, shtab.complete(parser, shell) + "\n")
+    from erniechat.ui.shell_completion import completion_script
+
+    return _print(terminal, completion_script(chat_parser(), shell))
 
 
 def _version(terminal: Terminal, settings: Settings, arguments: Arguments) -> int:

@@ -132,7 +132,12 @@ class DisplayOptions:
     stats: bool = setting(False, "after an answer: tokens, times, context and memory, on stderr")
     sanitize: bool = setting(False, "make control characters visible in pipes too")
     quiet: bool = setting(False, "nothing but the answer and errors", short="-q")
-    verbose: bool = setting(False, "say more on stderr", short="-v")
+    verbose: bool = setting(False, "say more on stderr; -vv as --log -", short="-v")
+    log: str | None = setting(
+        None,
+        "append what is done, and errors in full, never what is said; - is stderr",
+        metavar="FILE",
+    )
 
     def __post_init__(self) -> None:
         check(self)

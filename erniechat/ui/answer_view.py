@@ -50,6 +50,30 @@ class PlainAnswer:
             self._stream.feed("\n")
 
 
+class ParagraphAnswer(PlainAnswer):
+    """The text as it is, a whole paragraph at a time, for a screen reader."""
+
+    def __init__(self, stream: StreamWrap) -> None:
+        super().__init__(stream)
+        self._held = ""
+
+    def feed(self, text: str) -> None:
+        """Write what is complete."""
+        complete, blank_line, rest = (self._held + text).rpartition("\n\n")
+        if complete:
+            super().feed(complete + blank_line)
+        self._held = rest if complete else self._held + text
+
+    def draw(self, note: str = "") -> None:
+        """Nothing: half a paragraph is not read out."""
+
+    def close(self) -> None:
+        """Write the rest, and end the line."""
+        super().feed(self._held)
+        self._held = ""
+        super().close()
+
+
 class MarkdownAnswer:
     """Finished blocks for good, the last one drawn again as it grows.
 

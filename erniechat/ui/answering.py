@@ -9,7 +9,7 @@ from erniechat.events import TurnEnd
 from erniechat.ui.failure import describe
 from erniechat.ui.prompt import Prompt
 from erniechat.ui.reply_view import ReplyView
-from erniechat.ui.result import length_note
+from erniechat.ui.result import end_line, length_note
 from erniechat.ui.session import Session, Turn
 from erniechat.ui.signals import Interrupted
 from erniechat.ui.text import count
@@ -59,6 +59,7 @@ class Answerer:
             session.backend.count_tokens,
             session.raw,
             markdown=session.settings.display.markdown and not session.raw,
+            sentences=session.settings.display.screen_reader,
         )
         session.begin(turn)
         reply = self._worker.start(lambda: session.events(turn), session.backend.cancel)
@@ -101,6 +102,7 @@ class Answerer:
 
     def _fail(self, view: ReplyView, turn: Turn, exc: Exception) -> None:
         """An error in a turn: keep what was written, or give the message back."""
+        self._screen.log.failure(exc)
         view.finish()
         if self._debug:
             self._screen.block("".join(traceback.format_exception(exc)))
@@ -127,6 +129,7 @@ class Answerer:
         """The lines under an answer, and its place in the conversation."""
         session, record = self._session, view.record
         end = record.end or TurnEnd("cancelled")
+        self._screen.log.write(end_line(end))
         if end.finish_reason == "cancelled" and not record.has_answer:
             session.take_back(record, turn)
             what = "nothing was added" if turn.part else "the message is back"

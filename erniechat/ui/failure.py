@@ -42,6 +42,7 @@ def report_failure(exc: Exception, terminal: Terminal, *, form: str, debug: bool
     else:
         message = describe(exc)
     terminal.live.wipe()
+    terminal.log.failure(exc)
     if debug:
         import traceback
 

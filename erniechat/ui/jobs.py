@@ -105,7 +105,7 @@ def engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]
             sys.stdin,
             yes=job.arguments.yes,
         )
-    load = worker.submit(lambda: job.load_engine(options, progress, progress.warn))
+    load = worker.submit(lambda: _load(job, progress))
     patience = CLOSE_SECONDS
     try:
         yield worker, load, progress
@@ -117,6 +117,18 @@ def engine(job: Job) -> Iterator[tuple[Worker, Task[ChatBackend], LoadProgress]]
             worker.submit(load.result().close)
         worker.finish(patience if load.done else 0)
         progress.say_warnings()
+
+
+def _load(job: Job, progress: LoadProgress) -> ChatBackend:
+    log, options = job.terminal.log, job.settings.load
+    log.write(f"loading {options.model} quant {options.quant} device {options.device}")
+    backend = job.load_engine(options, progress, progress.warn)
+    info, memory = backend.info, backend.memory()
+    log.write(
+        f"loaded {info.model} {info.quant} on {info.device} in {info.load_seconds:.2f} s, context "
+        f"{info.context_length}, weights {memory.weights_nbytes} bytes"
+    )
+    return backend
 
 
 def answer_once(job: Job) -> int:

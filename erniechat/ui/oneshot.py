@@ -18,6 +18,7 @@ from erniechat.options import SamplingOptions, Structure
 from erniechat.ui.presenter import FileOut, JsonlPresenter, Out, Presenter, TextPresenter
 from erniechat.ui.result import (
     NO_TEMPLATE_NOTICE,
+    end_line,
     length_note,
     numbers,
     result_object,
@@ -134,6 +135,7 @@ def run_oneshot(
         raise
     _write_numbers(presenter, request, backend, raw)
     end = presenter.record.end or TurnEnd("stop")
+    terminal.log.write(end_line(end))
     _save(presenter, request, raw)
     _say_end(end, request, backend, terminal)
     _check_structure(end, request, backend)

@@ -69,10 +69,19 @@ def add_setting(group: "argparse._ArgumentGroup", option: Option) -> None:
         group.add_argument(
             *flags,
             dest=option.name,
-            action="store_const",
+            action=_Verbose if option.name == "verbose" else "store_const",
             const="no" if flags[-1] == negative else "yes",
             help=text,
         )
+
+
+class _Verbose(argparse._StoreConstAction):
+    """-v; a second one writes the log to stderr."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        if option == "-v" and getattr(namespace, self.dest) == self.const and not namespace.log:
+            namespace.log = "-"
+        super().__call__(parser, namespace, values, option)
 
 
 def add_settings(parser: Parser, title: str, owner: type) -> None:

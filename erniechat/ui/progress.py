@@ -6,7 +6,7 @@ from collections import deque
 from erniechat.events import Progress
 from erniechat.ui.live import LiveArea
 from erniechat.ui.terminal import LiveLine, Terminal, size_of
-from erniechat.ui.text import count, gib, seconds
+from erniechat.ui.text import count, gib, rate, seconds
 
 _LINE_SECONDS = 5.0
 _SPEED_SECONDS = 10.0  # over which a speed is taken
@@ -31,6 +31,24 @@ def progress_text(progress: Progress, what: str = "") -> str:
     if progress.stage == "read":
         return f"{start} {count(progress.total)} tok · {percent}"
     return f"{start} · {gib(progress.done)} of {gib(progress.total)} · {percent}"
+
+
+def reading_text(progress: Progress, cached: int, elapsed: float) -> str:
+    """How far a prompt is read: ``reading 1,957 tok (182 cached) · 61 % · 214 tok/s · 4 s left``.
+
+    Args:
+        progress: The newest state; cached tokens count as read.
+        cached: Tokens that needed no reading.
+        elapsed: Seconds since the reading began.
+    """
+    held = f" ({count(cached)} cached)" if cached else ""
+    text = f"reading {count(progress.total)} tok{held}"
+    num_read, left = progress.done - cached, progress.total - progress.done
+    if num_read <= 0 or elapsed <= 0:
+        return text
+    speed = num_read / elapsed
+    percent = 100 * progress.done // progress.total
+    return f"{text} · {percent} % · {rate(num_read, elapsed)} tok/s · {seconds(left / speed)} left"
 
 
 class Stage:

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, ToolCall, TurnEnd
-from erniechat.ui.answer_view import AnswerView, MarkdownAnswer, PlainAnswer
+from erniechat.ui.answer_view import AnswerView, MarkdownAnswer, ParagraphAnswer, PlainAnswer
 from erniechat.ui.keys import Action
-from erniechat.ui.progress import progress_text
+from erniechat.ui.progress import reading_text
 from erniechat.ui.reply import (
     AnswerTrim,
     ReplyRecord,
@@ -16,7 +16,7 @@ from erniechat.ui.reply import (
     thought_line,
 )
 from erniechat.ui.screen import Screen
-from erniechat.ui.text import rate, seconds, visible
+from erniechat.ui.text import rate, seconds, visible, whole_seconds
 from erniechat.ui.thoughts import unfolded, with_hints
 from erniechat.ui.wrap import StreamWrap
 
@@ -34,6 +34,8 @@ class ReplyView:
         count_tokens: Counts the thoughts once they are complete.
         keep_start: Whether white space before the answer is part of it (raw completion).
         markdown: Whether the answer is drawn as Markdown, where the screen can.
+        sentences: Whether what goes on is told in sentences, and the answer by paragraphs, for a
+            screen reader.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ReplyView:
         keep_start: bool = False,
         *,
         markdown: bool = False,
+        sentences: bool = False,
     ) -> None:
         self.record = ReplyRecord()
         self._screen = screen
@@ -51,11 +54,14 @@ class ReplyView:
         self._count_tokens = count_tokens
         self._trim = AnswerTrim(keep_start)
         self._reading: Progress | None = None
+        self._num_cached, self._read_at = 0, 0.0
         self._thinking_since: float | None = None
         self._stopping_since: float | None = None
         self._thought_text: StreamWrap | None = None
         self._answer: AnswerView | None = None
         self._markdown = markdown
+        self._sentences = sentences
+        self._has_told_reading = False
         self._is_unfolded = False
 
     def show(self, events: Sequence[StreamEvent]) -> None:
@@ -65,7 +71,9 @@ class ReplyView:
             self.record.add(event)
             match event:
                 case Progress():
-                    self._reading = event
+                    if self._reading is None:
+                        self._num_cached = event.done
+                    self._reading, self._read_at = event, self.record.elapsed
                 case ThinkingDelta(text):
                     self._think(text)
                 case TextDelta(text):
@@ -91,7 +99,9 @@ class ReplyView:
         spent, self._thinking_since = time.monotonic() - self._thinking_since, None
         if self._thought_text is not None:
             self._close(self._thought_text)
-        if self._thoughts != "none":
+        if self._sentences:
+            self._screen.line(f"Thought for {whole_seconds(spent)}.")
+        elif self._thoughts != "none":
             num_tokens = self._count_tokens(self.record.thoughts)
             reached = self.record.budget_reached
             self._screen.note(thought_line(seconds(spent), num_tokens, reached))
@@ -100,7 +110,10 @@ class ReplyView:
     def _write_answer(self, text: str) -> None:
         if self._answer is None:
             area = self._screen.area if self._markdown else None
-            if area is None:
+            if self._sentences:
+                self._screen.line("Answer:")
+                self._answer = ParagraphAnswer(self._screen.stream())
+            elif area is None:
                 self._answer = PlainAnswer(self._screen.stream())
             else:
                 self._answer = MarkdownAnswer(area, self._screen.look)
@@ -136,11 +149,22 @@ class ReplyView:
             return
         if self._thinking_since is not None and self._thoughts == "summary":
             self._draw_thinking(time.monotonic() - self._thinking_since, now=now)
+        elif self._sentences:
+            self._tell_reading()
         elif self.record.elapsed > QUIET_SECONDS:
             text = f"working {seconds(self.record.elapsed)}"
             if self._reading is not None and self._thinking_since is None:
-                text = progress_text(self._reading)
+                text = reading_text(self._reading, self._num_cached, self._read_at)
             self._screen.live.show(f"{text}    {STOP_HINT}")
+
+    def _tell_reading(self) -> None:
+        """Once, and only where it takes a while."""
+        reading = self._reading
+        if reading is None or self._has_told_reading or self.record.elapsed < QUIET_SECONDS:
+            return
+        if self._thinking_since is None:
+            self._has_told_reading = True
+            self._screen.line(f"Reading {reading.total:,} tokens.")
 
     def _draw_thinking(self, spent: float, *, now: bool) -> None:
         """One line, and the last lines of the thoughts where they are asked for."""

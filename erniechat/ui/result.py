@@ -80,6 +80,16 @@ def stats_lines(end: TurnEnd, backend: ChatBackend, sampling: SamplingOptions) -
     return lines
 
 
+def end_line(end: TurnEnd) -> str:
+    """A reply in one line of the log."""
+    usage, spent = end.usage, end.seconds
+    return (
+        f"reply {end.finish_reason}: read {usage.prompt} ({usage.cached} cached) in "
+        f"{spent.read:.3f} s, thought {usage.thinking} in {spent.think:.3f} s, wrote "
+        f"{usage.answer} in {spent.write:.3f} s, seed {end.seed}"
+    )
+
+
 def length_note(limit: int | None, context_length: int) -> str:
     """Why a reply ended before the model was done, and the way out."""
     if limit is not None:

@@ -1,12 +1,13 @@
 """What the REPL prints: lines and tables through rich, one live line, streamed text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from erniechat.ui.live import LiveArea
+from erniechat.ui.log import Log
 from erniechat.ui.markdown.render import Look
 from erniechat.ui.terminal import LiveLine, Terminal, is_utf8
 from erniechat.ui.text import one_line, visible
@@ -21,6 +22,7 @@ class Screen:
     live: LiveLine
     moves_cursor: bool = True
     quiet: bool = False
+    log: Log = field(default_factory=Log)
 
     @property
     def width(self) -> int:
@@ -105,7 +107,7 @@ def make_screen(terminal: Terminal) -> Screen:
         lambda: (console.size.width, console.size.height),
         reflows=terminal.reflows,
     )
-    return Screen(console, live, terminal.moves_cursor, terminal.quiet)
+    return Screen(console, live, terminal.moves_cursor, terminal.quiet, terminal.log)
 
 
 def plain_table(*headers: str, right: tuple[int, ...] = ()) -> Table:

@@ -108,3 +108,5 @@ def log_command(session: Session, argument: str) -> None:
             "session nothing is saved" if not session.saving else "session none yet"
         )
     session.screen.line(f"settings {config_path()}")
+    log = session.settings.display.log
+    session.screen.line(f"log {log}" if log else "log none; erniechat --log FILE keeps one")

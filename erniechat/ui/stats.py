@@ -103,9 +103,12 @@ def toolbar_text(session: Session, width: int, typed: str = "") -> str:
         tokens = session.backend.count_tokens(body)
         share = percent(tokens, info.context_length)
         parts.insert(0, f"+{count(tokens)} tok of files (ctx {share})")
+    used = memory.gpu_nbytes or memory.host_nbytes
+    rest = info.context_length * info.kv_nbytes_per_token - memory.kv_cache_nbytes
+    full = f" → {gib(used + rest)} at full ctx" if rest > 0.05 * used else ""
     if memory.gpu_nbytes:
-        parts.append(f"gpu {gib(memory.gpu_nbytes)}")
-    parts.append(f"ram {gib(memory.host_nbytes)}")
+        parts.append(f"gpu {gib(memory.gpu_nbytes)}{full}")
+    parts.append(f"ram {gib(memory.host_nbytes)}{'' if memory.gpu_nbytes else full}")
     parts += [info.model, info.quant]
     if session.id:
         parts.append(f"session {session.id}")

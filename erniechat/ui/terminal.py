@@ -8,6 +8,7 @@ from typing import IO, TextIO
 
 from erniechat.errors import ErnieChatError
 from erniechat.options import DisplayOptions
+from erniechat.ui.log import Log
 from erniechat.ui.text import ascii_only, clip, one_line, visible
 
 DIM, RED, RESET = "\x1b[2m", "\x1b[1;31m", "\x1b[0m"
@@ -30,6 +31,7 @@ class Terminal:
         markdown: Whether an answer on stdout is drawn as Markdown.
         quiet: Nothing but errors on stderr.
         live: A line on stderr that is drawn over.
+        log: Lines for a bug report.
     """
 
     def __init__(self, stdin: object, stdout: TextIO, stderr: TextIO) -> None:
@@ -51,7 +53,8 @@ class Terminal:
         self.reflows = "XTERM_VERSION" not in environ and environ.get("TERM") != "linux"
         self.markdown = display.markdown and self.stdout_is_tty and self.moves_cursor
         self.quiet = display.quiet
-        can = err_tty and self.moves_cursor and not self.quiet
+        self.log = Log(display.log)
+        can = err_tty and self.moves_cursor and not (self.quiet or self.log.to_stderr)
         self.live = LiveLine(self.stderr, can, self.stderr_color)
 
     def note(self, text: str) -> None:
@@ -75,6 +78,8 @@ class Terminal:
         self.write_error(f"{DIM}{text}{RESET}" if self.stderr_color else text)
 
     def _say(self, line: str) -> None:
+        if not self.log.to_stderr:
+            self.log.write(line)
         self.live.wipe()
         self.write_error(line + "\n")
 

@@ -81,6 +81,12 @@ def seconds(value: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
+def whole_seconds(value: float) -> str:
+    """A duration in words: 1 second, 6 seconds."""
+    number = max(round(value), 1)
+    return "1 second" if number == 1 else f"{number} seconds"
+
+
 def rate(tokens: int, value: float) -> str:
     """Tokens per second: 67.2, or – where nothing was timed."""
     if value <= 0 or tokens <= 0:

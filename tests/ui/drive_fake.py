@@ -78,6 +78,16 @@ SCENARIOS: dict[str, list[Script]] = {
             *words("Read it."),
         ]
     ],
+    "reads-and-thinks": [
+        [
+            Progress("read", 0, 1957),
+            Pause(0.7),
+            Progress("read", 1957, 1957),
+            *thinking("Hm.", 0.1),
+            Pause(0.1),
+            *words(POEM),
+        ]
+    ],
     "markdown": [[*thinking("Hm."), *words(MARKDOWN, 0.002)], words("Fine.")],
     "markdown-now": [words(MARKDOWN)],
     "markdown-slow": [[*thinking("Let me think about it. " * 30, 0.03), *words(MARKDOWN, 0.05)]],

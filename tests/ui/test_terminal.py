@@ -133,7 +133,7 @@ def test_reading_is_shown_and_wiped():
     with erniechat("reads", *MODEL) as run:
         ready(run)
         run.send("Go\r")
-        run.wait("reading 1,957 tok · 49 %    Esc stops")
+        run.wait(r"reading 1,957 tok · 49 % · 1,\d{3} tok/s · 0\.[67] s left    Esc stops")
         run.wait("Read it.")
         assert "reading" not in run.text
 

@@ -1,0 +1,136 @@
+"""The commands beside the chat: info, cache, completion, the man page, wrong words."""
+
+import argparse
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from erniechat.errors import UsageError
+from erniechat.ui.arguments import chat_parser, parse_arguments
+from erniechat.ui.helpers import info_page
+from tests.test_cli import ROOT, clean_environ, command, run
+
+
+def test_info_names_devices_kernels_and_folders():
+    found = json.loads(run("plain", "info", "--json").stdout)
+    assert set(found) == {"versions", "devices", "kernels", "folders"}
+    assert found["kernels"]["reference on cpu"].startswith("bf16")
+    assert found["versions"]["python"]
+    assert info_page({"a": {"b": "c", "dd": "e"}}, as_json=False) == "a\nb   c\ndd  e\n"
+
+
+def test_the_cache_is_listed_and_emptied(tmp_path: Path):
+    home = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert run("plain", "cache", **home).stdout == b"no quantized copies\n"
+    copy = tmp_path / "erniechat" / "copies" / "m-abc-nf4"
+    copy.mkdir(parents=True)
+    (copy / "index.json").write_text('{"index": {"meta": {"model": "m", "quant": "nf4"}}}')
+    (copy / "weights.bin").write_bytes(b"0" * 3_000_000)
+    assert b"m-abc-nf4  m      nf4    3 MiB\n" in run("plain", "cache", "ls", **home).stdout
+    assert run("plain", "cache", "rm", "zz", **home).returncode == 2
+    assert run("plain", "cache", "rm", "m-abc-nf4", **home).stdout == b"freed 3 MiB\n"
+    assert not copy.exists()
+
+
+def test_completion_scripts_offer_the_flags(tmp_path: Path):
+    script = tmp_path / "complete"
+    script.write_bytes(run("plain", "--completion", "bash").stdout)
+    ask = (
+        f"source {script}; COMP_WORDS=(erniechat --temp); COMP_CWORD=1;"
+        " $(complete -p erniechat | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); echo ${COMPREPLY[@]}"
+    )
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
+    assert done.stdout == "--temperature\n"
+    assert b"#compdef erniechat" in run("plain", "--completion", "zsh").stdout
+
+
+def test_the_man_page_has_every_flag_and_the_exit_statuses():
+    page = run("plain", "--man").stdout.decode().replace("\\-", "-")
+    for action in chat_parser()._actions:
+        if action.help != argparse.SUPPRESS:
+            assert all(flag in page for flag in action.option_strings)
+    assert "124 time limit" in page
+    if shutil.which("man"):
+        done = subprocess.run(["man", "-l", "-"], input=page.encode(), capture_output=True)
+        assert b"temperature" in done.stdout or done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("sessions", "zz"), 'erniechat sessions takes ls, show, rm, got "zz"'),
+        (("sessions", "rm"), "erniechat sessions rm takes one ID, got 0"),
+        (("cache", "ls", "x"), "erniechat cache ls takes nothing more, got 1"),
+        (("info", "x"), 'erniechat info takes no words, got "x"'),
+        (("--json", "--jsonl"), "--json and --jsonl contradict"),
+        (("-c", "--resume", "x"), "-c and --resume contradict"),
+        (("--run-tools",), "--run-tools needs --tools"),
+    ],
+)
+def test_wrong_words_are_refused(arguments: tuple[str, ...], text: str):
+    with pytest.raises(UsageError) as caught:
+        parse_arguments(arguments)
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--resume", "zz"), 'there is no session "zz"'),
+        (("--preset", "zz"), 'there is no preset "zz"'),
+        (("-p", "x", "--json-schema", "@/nowhere"), 'cannot read --json-schema "/nowhere"'),
+    ],
+)
+def test_wrong_names_are_one_line_and_2(arguments: tuple[str, ...], text: str):
+    done = run("plain", *arguments)
+    assert done.returncode == 2
+    assert f"error: {text}" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("word", ["sessions", "config", "cache", "info", "bench"])
+def test_each_command_has_a_page(word: str):
+    page = parse_arguments([word, "--help"]).help
+    assert page.startswith(f"usage: erniechat {word}")
+    assert parse_arguments(["help", word]).help == page
+
+
+def test_help_writes_nothing_and_works_in_an_empty_environment(tmp_path: Path):
+    done = subprocess.run(
+        command("plain", "--help"), env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        capture_output=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def offered(tmp_path: Path, *words: str) -> list[str]:
+    """What Tab offers after words in a real bash."""
+    home = {"XDG_DATA_HOME": str(tmp_path / "data"), "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "XDG_CONFIG_HOME": str(tmp_path / "config")}  # fmt: skip  # one thought a line
+    script = tmp_path / "complete"
+    script.write_bytes(run("plain", "--completion", "bash").stdout)
+    ask = (
+        f'erniechat() {{ {" ".join(command("plain"))} "$@"; }}; source {script};'
+        f" COMP_WORDS=(erniechat {' '.join(words)}); COMP_CWORD={len(words)};"
+        " $(complete -p erniechat | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); echo ${COMPREPLY[@]}"
+    )
+    environ = clean_environ(**home)
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, env=environ)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_models_sessions_and_presets(tmp_path: Path):
+    (tmp_path / "hub" / "models--baidu--ERNIE-4.5-21B-A3B-PT").mkdir(parents=True)
+    (tmp_path / "hub" / "datasets--x--y").mkdir()
+    run("plain", "-p", "x", "--save", XDG_DATA_HOME=str(tmp_path / "data"))
+    (tmp_path / "config" / "erniechat" / "presets").mkdir(parents=True)
+    (tmp_path / "config" / "erniechat" / "presets" / "code.toml").write_text("")
+    assert offered(tmp_path, "-m", "''") == ["mini", "baidu/ERNIE-4.5-21B-A3B-PT"]
+    assert offered(tmp_path, "--model", "bai") == ["baidu/ERNIE-4.5-21B-A3B-PT"]
+    (session,) = (tmp_path / "data" / "erniechat" / "sessions").iterdir()
+    assert offered(tmp_path, "--resume", "''") == [session.stem]
+    assert offered(tmp_path, "--preset", "c") == ["code"]
+    assert offered(tmp_path, "--color", "al") == ["always"]
