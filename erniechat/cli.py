@@ -6,6 +6,7 @@ neither torch nor rich.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from erniechat.chat.sessions import SavedChat
     from erniechat.events import Progress, StartNotice
     from erniechat.ui.jobs import Job, LoadEngine, PromptTools
+
+HUNG_UP = 129  # 128 + SIGHUP
 
 
 def _load_engine(
@@ -104,7 +107,15 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         silence(terminal.stdout)
         return 141
     except Exception as exc:
+        if _is_hang_up(exc, terminal):
+            silence(terminal.stdout)
+            return HUNG_UP
         return report_failure(exc, terminal, form=_form(argv), debug=_debug())
+
+
+def _is_hang_up(exc: Exception, terminal: Terminal) -> bool:
+    """Whether the terminal is gone; its signal, SIGHUP, may come later than the error."""
+    return isinstance(exc, OSError) and exc.errno == errno.EIO and terminal.stdout_is_tty
 
 
 def _form(argv: Sequence[str]) -> str:

@@ -96,8 +96,8 @@ class Answerer:
                         saved_at = time.monotonic()
         except BaseException:
             reply.cancel()
+            self._session.save_part(view.record)  # first: the terminal may be gone
             view.finish()
-            self._session.save_part(view.record)
             raise
 
     def _fail(self, view: ReplyView, turn: Turn, exc: Exception) -> None:
