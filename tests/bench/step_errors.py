@@ -3,8 +3,8 @@
     python -m tests.bench.step_errors [--quant nf4] [--lines 160] [--no-forced]
 
 The first pass is exact (float32); the others repeat its choice of experts unless told otherwise,
-since a near-tie that falls otherwise costs more than all else. Perplexity is against the exact pass,
-with the standard error of the difference.
+since a near-tie that falls otherwise costs more than all else. Perplexity is against the exact
+pass, with the standard error of the difference.
 """
 
 import argparse
