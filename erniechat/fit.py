@@ -1,5 +1,6 @@
 """What this machine leaves for a model: free memory, flags and counts, made a memory plan."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from erniechat.memory_plan import (
     plan_memory,
 )
 from erniechat.model.config import ModelConfig
-from erniechat.model.expert_assembly import ExpertPlaces
+from erniechat.model.expert_assembly import FREE_SLOTS, ExpertPlaces
 from erniechat.options import LoadOptions
 from erniechat.sizes import size_nbytes
 from quant.memory import DeviceMemory, gpu_memory, host_memory, process_memory
@@ -112,6 +113,11 @@ def fit(
     if gpu is not None:
         on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
     in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
+    plan = plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
+    if on_gpu is None or plan.num_experts("GPU") == sizes.num_experts:
+        return plan
+    free = Item("slots for moving experts", FREE_SLOTS * sizes.expert_nbytes)
+    needs = dataclasses.replace(needs, gpu=(*needs.gpu, free))
     return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
 
 

@@ -31,6 +31,7 @@ class PinnedMailbox:
         self._events = [torch.cuda.Event() for _ in range(NUM_SLOTS)]  # type: ignore[no-untyped-call]
         self._num_posted = self._num_taken = 0
 
+    @torch.inference_mode()  # as where the slots were made
     def post(self, token: Tensor) -> None:
         """See `Mailbox`."""
         slot = self._num_posted % NUM_SLOTS

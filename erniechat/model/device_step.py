@@ -139,6 +139,9 @@ def _cpu_experts(store: TieredExpertStore) -> CpuExperts:
             blocks.weights.data_ptr(),
         ),
         store.chunk_masks,
+        store.stage_sources,
+        store.stage_targets,
+        store.pool.slot_nbytes,
     )
 
 
@@ -150,6 +153,8 @@ def build_chunk(step: Any, store: PooledExpertStore | None) -> Any:
     if isinstance(store, TieredExpertStore) and store.has_unaddressable:
         return None
     tables = {} if store is None else store.tables
+    if isinstance(store, TieredExpertStore):
+        tables = store.chunk_tables
     return chunk_launchers().PrefillChunk(
         step,
         {layer_idx: table.gate_up_at for layer_idx, table in tables.items()},

@@ -30,6 +30,8 @@ from quant.upload import Uploader
 
 BUCKETS = (32, 128, 512)  # sizes of a prompt's captured chunks; each compiles kernels of its own
 NUM_MEASURED = 8  # experts that the CPU runs to learn how fast it is
+NUM_STAGED = 8  # experts of a layer that a prompt brings to the GPU ahead of time
+FREE_SLOTS = 2 * NUM_STAGED + 1  # that a pool needs beside its experts if some live elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def pooled_experts(
     """
     elsewhere = {*places.ram, *places.disk}
     per_layer = config.num_experts + num_shared
-    num_slots = per_layer * len(config.moe_layers) - len(elsewhere) + bool(elsewhere)
+    num_slots = per_layer * len(config.moe_layers) - len(elsewhere)
+    num_slots += FREE_SLOTS if elsewhere else 0
     example = expert_of(weights, config.moe_layers[0], 0)
     pool = ExpertPool(example, num_slots, device)
     slots = {layer_idx: [NO_SLOT] * per_layer for layer_idx in config.moe_layers}
@@ -148,7 +151,7 @@ def _tiered_experts(
     cpu_share, row_shares = _shares(config, native, pool, host, places)
     return TieredExpertStore(
         pool, host, slots, config.num_hidden_layers, num_shared, formats.linear_backend, server,
-        native, copies, cpu_share, row_shares,
+        native, copies, cpu_share, row_shares, NUM_STAGED,
     )  # fmt: skip
 
 

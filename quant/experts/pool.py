@@ -17,7 +17,7 @@ from quant.kernels.triton.backend import ExpertTable
 from quant.tensor import QuantTensor, concat_rows
 
 ALIGNMENT = 128
-NO_SLOT = -(2**31)  # of an expert that the GPU cannot address
+NO_SLOT = -(2**62)  # of an expert that the GPU cannot address
 Upload = Callable[[Tensor, Tensor], None]
 
 
@@ -153,7 +153,7 @@ class PooledExpertStore:
         backend: Runs them.
 
     Attributes:
-        slot_of: int32 ``[num_layers, num_experts + num_shared]`` on the device, -1 for no slot.
+        slot_of: int64 ``[num_layers, num_experts + num_shared]`` on the device, or NO_SLOT.
         tables: By layer index its experts with their addresses.
         routing_counts: int64, the same shape and place; kernels count there.
     """
@@ -172,9 +172,9 @@ class PooledExpertStore:
         self._num_shared = num_shared
         self._slots = slots
         width = len(next(iter(slots.values())))
-        table = torch.full((num_layers, width), NO_SLOT, dtype=torch.int32)
+        table = torch.full((num_layers, width), NO_SLOT, dtype=torch.int64)
         for layer_idx, layer_slots in slots.items():
-            table[layer_idx] = torch.tensor(layer_slots, dtype=torch.int32)
+            table[layer_idx] = torch.tensor(layer_slots)
         device = pool.data.device
         self.slot_of = table.to(device)
         self.routing_counts = torch.zeros(table.shape, dtype=torch.int64, device=device)
@@ -183,12 +183,12 @@ class PooledExpertStore:
 
     def _table(self, layer_idx: int) -> ExpertTable:
         experts = [self.pool.expert(0)] * self.slot_of.shape[1]  # only their shape is looked at
-        gate_up_at, down_at = self._addresses(layer_idx)
+        gate_up_at, down_at = self._addresses(self.slot_of[layer_idx])
         return ExpertTable(experts, gate_up_at, down_at)
 
-    def _addresses(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Where codes and scales of a layer's experts begin, int64 ``[2, num_experts]`` each."""
-        slots = self.slot_of[layer_idx].long() * self.pool.slot_nbytes + self.pool.data.data_ptr()
+    def _addresses(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Where codes and scales of slots begin, int64 ``[2, num_experts]`` each."""
+        slots = slots * self.pool.slot_nbytes + self.pool.data.data_ptr()
 
         def at(matrix: str) -> Tensor:
             offsets = [v for (name, _), v in self.pool.offsets.items() if name == matrix]

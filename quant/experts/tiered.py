@@ -17,6 +17,7 @@ from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
 from quant.experts.store import TierUse
 from quant.kernels.base import ExpertWeights, KernelBackend
 from quant.kernels.native.serve import ExpertServer
+from quant.kernels.triton.backend import ExpertTable
 
 
 class TieredExpertStore(PooledExpertStore):
@@ -37,6 +38,9 @@ class TieredExpertStore(PooledExpertStore):
             outside the GPU's memory: ``num_experts_per_tok + 1`` numbers, the first 0.
         row_shares: By the size of a prompt's chunk which share of a layer's experts in pinned
             memory the CPU runs: those used least.
+        num_staged: Experts that a prompt's chunk brings to the GPU before it comes to their
+            layer, so that the bus does not rest: those used most. The pool has free slots for
+            twice as many.
 
     Attributes:
         cpu_share: int32 on the device.
@@ -44,6 +48,10 @@ class TieredExpertStore(PooledExpertStore):
             memory, and such that they read through the bus.
         chunk_masks: By the size of a chunk int8 ``[num_layers, num_experts]`` on the device, 1
             for those that the CPU runs.
+        chunk_tables: As `tables`, for a chunk: with the places of staged experts.
+        stage_sources: int64 ``[num_layers, num_staged]`` on the device, addresses of the experts
+            to stage, 0 for none.
+        stage_targets: int64, the same shape: where to.
 
     Raises:
         QuantError: If no slot is left for moving.
@@ -62,6 +70,7 @@ class TieredExpertStore(PooledExpertStore):
         copies: Mapping[ExpertKey, ExpertWeights],
         cpu_share: Sequence[int],
         row_shares: Mapping[int, float] | None = None,
+        num_staged: int = 0,
     ) -> None:
         super().__init__(pool, slots, num_layers, num_shared, backend)
         self.host, self.server = host, server
@@ -69,9 +78,12 @@ class TieredExpertStore(PooledExpertStore):
         self._copies = dict(copies)
         taken = {slot for layer in slots.values() for slot in layer}
         spare = [slot for slot in range(len(pool.data)) if slot not in taken]
-        if not spare:
-            raise QuantError("a pool without a free slot cannot exchange experts; give it one more")
-        self._spare = spare[0]
+        if len(spare) < 1 + 2 * num_staged:
+            raise QuantError(
+                f"a pool with {len(spare)} free slots cannot exchange experts and stage "
+                f"{num_staged}; give it {1 + 2 * num_staged}"
+            )
+        self._spare, self._staging = spare[0], spare[1:]
         device = pool.data.device
         self.cpu_share = torch.tensor(cpu_share, dtype=torch.int32, device=device)
         self.decode_hits = torch.zeros(2, dtype=torch.int64, device=device)
@@ -83,6 +95,10 @@ class TieredExpertStore(PooledExpertStore):
         self.chunk_masks = {
             size: torch.zeros(shape, dtype=torch.int8, device=device) for size in self._row_shares
         }
+        stages = (num_layers, num_staged)
+        self.stage_sources = torch.zeros(stages, dtype=torch.int64, device=device)
+        self.stage_targets = torch.zeros(stages, dtype=torch.int64, device=device)
+        self.chunk_tables = {layer_idx: self._table(layer_idx) for layer_idx in slots}
         self._publish(set(slots))
 
     @property
@@ -182,26 +198,35 @@ class TieredExpertStore(PooledExpertStore):
     def _publish(self, layers: set[int]) -> None:
         """Bring the tables of layers to the device; whatever runs next finds the new places."""
         for layer_idx in layers:
-            slots = torch.tensor(self._slot_of[layer_idx], dtype=torch.int32)
+            slots = torch.tensor(self._slot_of[layer_idx])
             self.slot_of[layer_idx].copy_(slots)
-            gate_up_at, down_at = self._addresses(layer_idx)
-            self.tables[layer_idx].gate_up_at.copy_(gate_up_at)
-            self.tables[layer_idx].down_at.copy_(down_at)
-            self._publish_masks(layer_idx)
+            _write(self.tables[layer_idx], *self._addresses(self.slot_of[layer_idx]))
+            self._publish_prompts(layer_idx)
 
-    def _publish_masks(self, layer_idx: int) -> None:
-        """Give the CPU the experts in pinned memory that were used least, of equals the last."""
+    def _publish_prompts(self, layer_idx: int) -> None:
+        """Share a layer's experts in pinned memory out for prompts: to the CPU those used least.
+
+        The bus brings those used most ahead of time, the others when their layer comes.
+        """
         counts = self._counts_before[layer_idx].tolist()
-        pinned = [
-            expert_idx
-            for expert_idx, slot in enumerate(self._slot_of[layer_idx][: self._num_routed])
-            if self.host.row(slot) is not None
-        ]
+        slots = list(self._slot_of[layer_idx])
+        pinned = [i for i in range(self._num_routed) if self.host.row(slots[i]) is not None]
         pinned.sort(key=lambda expert_idx: (counts[expert_idx], -expert_idx))
         for size, share in self._row_shares.items():
             mask = torch.zeros(self._num_routed, dtype=torch.int8)
             mask[pinned[: round(share * len(pinned))]] = 1
             self.chunk_masks[size][layer_idx].copy_(mask)
+        sources, targets = torch.zeros(2, self.stage_sources.shape[1], dtype=torch.int64)
+        first, size = self.pool.data.data_ptr(), self.pool.slot_nbytes
+        parity = list(self._slot_of).index(layer_idx) % 2
+        for place, expert_idx in enumerate(pinned[::-1][: len(sources)]):
+            target = self._staging[parity * len(sources) + place]
+            sources[place], targets[place] = first + slots[expert_idx] * size, first + target * size
+            slots[expert_idx] = target
+        self.stage_sources[layer_idx].copy_(sources)
+        self.stage_targets[layer_idx].copy_(targets)
+        places = torch.tensor(slots).to(self.slot_of.device)
+        _write(self.chunk_tables[layer_idx], *self._addresses(places))
 
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
@@ -233,3 +258,9 @@ class TieredExpertStore(PooledExpertStore):
     def close(self) -> None:
         """Stop the CPU's thread."""
         self.server.close()
+
+
+def _write(table: ExpertTable, gate_up_at: Tensor, down_at: Tensor) -> None:
+    """Change a table where it is: captured launches hold its address."""
+    table.gate_up_at.copy_(gate_up_at)
+    table.down_at.copy_(down_at)

@@ -117,7 +117,8 @@ def skew(decoder: Decoder, wanted: float) -> None:
     report(event="skew", share=round(share, 3), bias=bias)
 
 
-def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None:
+def prefill_seconds(decoder: Decoder, length: int) -> float:
+    """A median over prompts read from nothing."""
     ids = torch.randint(0, SHAPE_21B.vocab_size, (length,)).tolist()
     times = []
     for _ in range(6):
@@ -128,10 +129,20 @@ def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None
             decoder.forward(ids[at : at + 512], kv_cache)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    seconds = statistics.median(times[1:])
+    return statistics.median(times[1:])
+
+
+def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None:
+    """One row: speed of a prompt, and what the CPU took for its share."""
+    before = decoder.experts.server.use
+    seconds = prefill_seconds(decoder, length)
+    after = decoder.experts.server.use
+    num_layers = 6 * len(SHAPE_21B.moe_layers) * -(-length // 512)
     report(
-        event="prefill", tokens=length, ms=round(1e3 * seconds, 2), tok_s=round(length / seconds)
-    )
+        event="prefill", tokens=length, ms=round(1e3 * seconds, 2), tok_s=round(length / seconds),
+        label=label, rows_a_layer=(after.num_rows - before.num_rows) // num_layers,
+        cpu_us_a_layer=round(1e6 * (after.row_seconds - before.row_seconds) / num_layers),
+    )  # fmt: skip
 
 
 def main() -> None:

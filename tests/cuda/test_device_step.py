@@ -16,7 +16,7 @@ from erniechat.model.device_step import CapturedStep, build_chunk, build_step  #
 from erniechat.model.families import family_of  # noqa: E402
 from erniechat.model.kv_cache import KVCache  # noqa: E402
 from erniechat.model.run_ahead import Drawing  # noqa: E402
-from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated  # noqa: E402
+from quant.experts.pool import ExpertPool, PooledExpertStore, split_gated  # noqa: E402
 from quant.experts.store import ResidentExpertStore  # noqa: E402
 from quant.formats import FORMATS  # noqa: E402
 from quant.kernels.base import ExpertWeights  # noqa: E402
@@ -220,30 +220,6 @@ def test_the_penalty_changes_seen_tokens_only(model):
         assert float(penalized[token_id]) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
     others = [i for i in range(96) if i not in (3, 50)]
     assert relative_error(penalized[others], plain[others]) < 1e-5
-
-
-def test_an_expert_without_a_slot_contributes_nothing(model):
-    _, on_device = model.caches(model.ids(5))
-    read_launched(model, 7, on_device)
-    layer_idx, first = 2, CONFIG.num_experts_per_tok
-    chosen = model.step._slots[layer_idx, :first].tolist()
-    table = model.store.slot_of[layer_idx].cpu()
-    hidden = torch.where(torch.isin(table, torch.tensor(chosen)), NO_SLOT, table)
-
-    def again() -> torch.Tensor:
-        model.step.token.fill_(7)
-        model.step.forward(96)
-        return model.step.logits.cpu()
-
-    complete = again()
-    model.store.slot_of[layer_idx].copy_(hidden)
-    without = again()
-    assert model.step._slots[layer_idx, :first].tolist() == [NO_SLOT] * first
-    model.store.slot_of[layer_idx].copy_(table)
-    for slot in chosen:  # experts of zeros, as if they were not there
-        model.store.pool.data[slot].zero_()
-    assert torch.equal(without, again())
-    assert not torch.equal(without, complete)
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")

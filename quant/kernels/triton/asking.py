@@ -7,7 +7,7 @@ experts, and whoever completes the layer's sum waits for what was fetched. No ho
 import triton
 import triton.language as tl
 
-NO_SLOT = tl.constexpr(-(2**31))  # of an expert that the GPU cannot address
+NO_SLOT = tl.constexpr(-(2**62))  # of an expert that the GPU cannot address
 # As in the native library's src/native.h, in words of 4 bytes.
 _LAYER = tl.constexpr(1)
 _COUNT = tl.constexpr(2)
@@ -200,3 +200,22 @@ def take_rows_kernel(
         rows = answers.to(tl.pointer_type(tl.bfloat16))
         value = tl.load(rows + pos * HIDDEN + k, mask=k < HIDDEN, other=0.0, volatile=True)
         tl.store(pairs + pair.to(tl.int64) * HIDDEN + k, value.to(tl.float32), mask=k < HIDDEN)
+
+
+@triton.jit
+def stage_kernel(sources, targets, num_words, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Bring experts from pinned memory to the GPU's; PARTS programs for each.
+
+    Args:
+        sources: int64 ``[num_staged]``, addresses, 0 for none.
+        targets: int64 ``[num_staged]``.
+        num_words: Words of 4 bytes of an expert.
+    """
+    source = tl.load(sources + tl.program_id(0))
+    if source != 0:
+        here = source.to(tl.pointer_type(tl.int32))
+        there = tl.load(targets + tl.program_id(0)).to(tl.pointer_type(tl.int32))
+        for first in range(tl.program_id(1) * BLOCK, num_words, PARTS * BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            ok = at < num_words
+            tl.store(there + at, tl.load(here + at, mask=ok, other=0), mask=ok)

@@ -11,6 +11,7 @@ from quant.kernels.triton.asking import (
     ask_rows_kernel,
     await_rows_kernel,
     send_rows_kernel,
+    stage_kernel,
     take_rows_kernel,
 )
 from quant.kernels.triton.chunk_kernels import (
@@ -30,6 +31,7 @@ from quant.tensor import QuantTensor
 MAX_TOKENS = 512
 MAX_ROWS = 1024  # that the CPU takes of a chunk and layer; as in quant/kernels/native/serve.py
 PLACE_BLOCK = 64
+STAGE_PARTS = 4  # programs that bring one expert
 
 
 class PrefillChunk:
@@ -54,6 +56,9 @@ class PrefillChunk:
         self._gate_up_at, self._down_at = gate_up_at, down_at
         sizes, device = step.sizes, step.state.device
         self._addresses: dict[int, Tensor] = {}
+        self._ahead = None
+        if device.type == "cuda":
+            self._ahead = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         tokens, hidden = MAX_TOKENS, sizes.hidden_size
         heads, kv = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
         chosen = sizes.num_experts_per_tok + sizes.num_shared_experts
@@ -82,7 +87,11 @@ class PrefillChunk:
         hidden = embed(step._embedding, self.ids[:num_tokens], torch.bfloat16)
         self._x[:num_tokens] = hidden.float()
         self._norm(num_tokens, step._layers[0].input_norm, None, 0)
+        to_stage = iter(sorted(self._gate_up_at))
+        staged = self._stage(next(to_stage, None))
         for layer_idx, layer in enumerate(step._layers):
+            if layer.mlp is None:
+                arrived, staged = staged, self._stage(next(to_stage, None))
             last = layer_idx + 1 == len(step._layers)
             norm = step._final_norm if last else step._layers[layer_idx + 1].input_norm
             self._attend(num_tokens, layer_idx, layer)
@@ -91,11 +100,38 @@ class PrefillChunk:
                 self._run_mlp(num_tokens, layer.mlp)
                 self._norm(num_tokens, norm, self._delta, 1)
             else:
+                if arrived is not None:
+                    torch.cuda.current_stream(self.state.device).wait_event(arrived)
                 self._run_experts(num_tokens, layer_idx, layer)
                 chosen = sizes.num_experts_per_tok + sizes.num_shared_experts
                 self._norm(num_tokens, norm, self._pairs, chosen)
         final = self._normed.index_select(0, self.state[3:4] - 1)
         self._matmul(final, step._head, self.logits)
+
+    def _stage(self, layer_idx: int | None) -> torch.cuda.Event | None:
+        """Bring experts of a layer to the GPU beside what follows; says when they are there.
+
+        Two layers in turn use the same slots, so the last but one must have been computed.
+        """
+        experts = self._step._experts
+        if experts is None or experts.cpu is None or layer_idx is None:
+            return None
+        cpu, device = experts.cpu, self.state.device
+        num_staged = cpu.stage_sources.shape[1]
+        if not num_staged:
+            return None
+        if self._ahead is not None:
+            self._ahead.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._ahead):
+            stage_kernel[(num_staged, STAGE_PARTS)](
+                cpu.stage_sources[layer_idx], cpu.stage_targets[layer_idx], cpu.slot_nbytes // 4,
+                PARTS=STAGE_PARTS, BLOCK=4096, num_warps=8,
+            )  # fmt: skip
+            if self._ahead is None:
+                return None
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(self._ahead)
+        return event
 
     def _norm(self, num_tokens: int, norm: Tensor, delta: Tensor | None, num_deltas: int) -> None:
         sizes = self._step.sizes

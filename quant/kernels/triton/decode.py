@@ -177,7 +177,7 @@ def route_kernel(
 def gate_up_kernel(
     codes, scales, slots, code_stride, scale_stride, xq, xs, squares, aq8, as_, eps,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, PADDED_GROUPS: tl.constexpr,
-    FIRST_FIXED: tl.constexpr, BITS: tl.constexpr,
+    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr,
     WARPS: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -197,9 +197,11 @@ def gate_up_kernel(
         prefetch(first, num_bytes, lines, PDL)
         prefetch(first + WIDTH * HIDDEN // element, num_bytes, lines, PDL)
     await_predecessor(PDL)
-    number = tl.load(slots + which)
-    if number != NO_SLOT:
-        slot = number.to(tl.int64)
+    slot = tl.load(slots + which).to(tl.int64)
+    mine = True
+    if ASKS:
+        mine = slot != NO_SLOT
+    if mine:
         codes += slot * code_stride
         scales += slot * scale_stride
         gate = dot16(
@@ -260,9 +262,11 @@ def add_kernel(
         x_at = xq + which * x_words
         s_at = xs + which * (WIDTH // 16)
         if ROUTED:
-            number = tl.load(slots + which)
-            if number != NO_SLOT:
-                slot = number.to(tl.int64)
+            slot = tl.load(slots + which).to(tl.int64)
+            mine = True
+            if ASKS:
+                mine = slot != NO_SLOT
+            if mine:
                 sums = dot16(
                     codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
                     inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,

@@ -193,7 +193,7 @@ class DecodeStep(StepBuffers):
         """Launch add_kernel; routed_layer is the index of a layer of experts."""
         routed, layer_idx = routed_layer is not None, routed_layer or 0
         slots = self._slots[layer_idx] if routed else self._dense_slot
-        asks = routed and self._experts is not None and self._experts.cpu is not None
+        asks = self._asks(slots)
         add_kernel[(self.sizes.hidden_size // 16, splits)](
             *weight, slots, self._weights[layer_idx], *strides, self._words(inputs[0]), inputs[1],
             self._x, norm, self._squares, self._xq, self._xs, self._partial, self._counters,
@@ -202,6 +202,14 @@ class DecodeStep(StepBuffers):
             FIRST_FIXED=self._first_fixed(slots),
             **self._options(format_name, self.tuning.add_warps),
         )  # fmt: skip
+
+    def _asks(self, slots: Tensor) -> bool:
+        """Whether a table may name experts that the CPU runs."""
+        return (
+            slots is not self._dense_slot
+            and self._experts is not None
+            and self._experts.cpu is not None
+        )
 
     def _first_fixed(self, slots: Tensor) -> int:
         """From which slot on the table is the same for every token."""
@@ -235,7 +243,8 @@ class DecodeStep(StepBuffers):
         gate_up_kernel[(width // 16, num_slots)](
             *weight, slots, *strides, self._words(self._xq), self._xs, self._squares,
             self._aq, self._as, self.sizes.rms_norm_eps,
-            WIDTH=width, FIRST_FIXED=self._first_fixed(slots), **self._norm_options,
+            WIDTH=width, FIRST_FIXED=self._first_fixed(slots), ASKS=self._asks(slots),
+            **self._norm_options,
             **self._options(format_name, self.tuning.gate_warps),
         )  # fmt: skip
 

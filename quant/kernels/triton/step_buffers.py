@@ -75,9 +75,9 @@ class StepBuffers:
         sizes = self.sizes
         slots = max(sizes.num_experts_per_tok + sizes.num_shared_experts, 1)
         self._router_logits = self._new(max(sizes.num_experts, 1))
-        self._slots = self._new(sizes.num_layers, slots, dtype=torch.int32)
+        self._slots = self._new(sizes.num_layers, slots, dtype=torch.int64)
         self._weights = self._new(sizes.num_layers, slots) + 1.0
-        self._dense_slot = self._new(1, dtype=torch.int32)
+        self._dense_slot = self._new(1, dtype=torch.int64)
         self._num_asked = self._new(sizes.num_layers, dtype=torch.int32)
         self._asked = self._new(1, dtype=torch.int32)
         self._arrived = self._new(2, dtype=torch.int32)

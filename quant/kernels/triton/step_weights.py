@@ -97,6 +97,9 @@ class CpuExperts:
         rows: Addresses of the host's rows: activations, answers, ids, weights.
         on_cpu: By the size of a chunk which experts the CPU runs for it, int8
             ``[num_layers, num_experts]``.
+        stage_sources: See `quant.experts.tiered.TieredExpertStore`, as for stage_targets.
+        stage_targets: Where to.
+        slot_nbytes: Bytes of an expert.
     """
 
     num_slots: int
@@ -106,6 +109,9 @@ class CpuExperts:
     answer: int
     rows: tuple[int, int, int, int]
     on_cpu: Mapping[int, Tensor]
+    stage_sources: Tensor
+    stage_targets: Tensor
+    slot_nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +123,7 @@ class StepExperts:
         down: As gate_up.
         code_stride: Elements of codes from slot to slot.
         scale_stride: Elements of scales from slot to slot.
-        slot_of: int32 ``[num_layers, num_experts + num_shared]``.
+        slot_of: int64 ``[num_layers, num_experts + num_shared]``.
         counts: int64, the same shape.
         format: Of the experts.
         cpu: None if the GPU runs all of them.
