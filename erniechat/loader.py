@@ -227,4 +227,10 @@ def _residency(
         f"{num_slots:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
         f"the others are read from the disk when they are chosen{hint}"
     )
-    return Residency(num_slots, memory.placement.experts[0], memory.counts, options.adapt)
+    return Residency(
+        num_slots,
+        memory.placement.experts[0],
+        memory.counts,
+        options.adapt,
+        options.read_ahead,
+    )

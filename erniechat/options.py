@@ -53,6 +53,9 @@ class LoadOptions:
     adapt: bool = setting(
         True, "keep the experts that a conversation uses most in the fastest memory"
     )
+    read_ahead: bool = setting(
+        False, "read experts from disk on a guess of the next layer's choice, before it is made"
+    )
     threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
     offline: bool = setting(False, "never use the network")
     copy: bool = setting(True, "keep a quantized copy on disk and start from it")

@@ -10,7 +10,7 @@ from erniechat.model.device_step import CapturedStep, build_chunk, build_step, w
 from erniechat.model.disk_assembly import Residency, cached_experts
 from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
 from erniechat.model.layers import causal_attention
-from erniechat.model.native_step import build_native_step
+from erniechat.model.native_step import build_native_step, prompt_attention
 from quant.copy import WeightSource
 from quant.errors import QuantError
 from quant.experts.store import ExpertStore, ResidentExpertStore
@@ -71,7 +71,9 @@ def assemble(
         else:
             tensors[name] = weight.to(device)
     if cached is not None:
-        return Decoder(config, _decoder_weights(matrices, tensors, formats), cached, dtype)
+        found = _decoder_weights(matrices, tensors, formats)
+        attend = prompt_attention(config, found.linears, dtype) or causal_attention
+        return Decoder(config, found, cached, dtype, None, attend)
     store = ResidentExpertStore(experts, config.num_hidden_layers, formats.linear_backend)
     found = _decoder_weights(matrices, tensors, formats)
     step = build_native_step(config, found.linears, tensors, found.embedding, experts, store, dtype)

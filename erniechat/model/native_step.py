@@ -3,7 +3,8 @@
 A prompt goes layer by layer, with native products and attention.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,6 +75,16 @@ def why_not_native(
     if not all(isinstance(linear.backend, NativeBackend) for linear in linears.values()):
         return "not all products are the native kernels'"
     return ""
+
+
+def prompt_attention(
+    config: ModelConfig, linears: Mapping[str, QuantLinear], dtype: torch.dtype
+) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Attention of many tokens in one native call, where the native kernels run the decoder."""
+    backend = linears["lm_head"].backend
+    if why_not_native(config, linears, dtype) or not isinstance(backend, NativeBackend):
+        return None
+    return partial(causal_attention, backend=backend)
 
 
 def build_native_step(

@@ -8,7 +8,7 @@ are of one expert, several at once, and the expert that is used least leaves.
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -244,17 +244,18 @@ class Heat:
             self._heat /= self._unit
             self._unit = 1.0
 
-    def coldest(self, kept_layer: int, kept: Sequence[int]) -> ExpertKey:
+    def coldest(self, layer_idx: int, kept: Collection[ExpertKey]) -> ExpertKey:
         """Who leaves: the coldest that is held, but none of those kept.
 
-        Of equals it is one of the layer that comes again last.
+        Of equals it is one of the layer that comes again last after layer_idx.
 
         Raises:
             QuantError: If all that is held must be kept.
         """
         allowed = self._held.copy()
-        row = self._rows[kept_layer]
-        allowed[row, list(kept)] = False
+        for key in kept:
+            allowed[self._rows[key.layer_idx], key.expert_idx] = False
+        row = self._rows[layer_idx]
         # Counted from the layer just done backwards: that one is needed again after all others.
         order = [(row - step) % len(self._layers) for step in range(len(self._layers))]
         heat = np.where(allowed, self._heat, np.inf)[order]

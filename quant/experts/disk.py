@@ -3,7 +3,8 @@
 Results do not depend on what is in RAM: experts are summed in the order of their ids.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,7 +16,11 @@ from quant.experts.store import TierUse
 from quant.kernels.base import ExpertWeights, KernelBackend
 
 HALF_LIFE_TOKENS = 2048
+NUM_AHEAD = 1  # experts that are read on a guess, while a layer is multiplied
 MAX_READ_AHEAD = 8  # experts of a prompt's chunk on their way while one is multiplied
+
+
+Predict = Callable[[int, Tensor], Tensor]
 
 
 class DiskExpertStore:
@@ -27,8 +32,11 @@ class DiskExpertStore:
         num_experts: Of a layer.
         num_layers: Layers of the model, those without experts included.
         backend: Runs them; the copy was prepared for it.
-        counts: Routing counts of earlier chats; the most used are read at the start.
+        counts: Routing counts of earlier chats.
         by_use: Keep the most used; else the last used.
+        predict: What the next layer will likely choose: from its index and the normed inputs
+            ``[1, hidden_size]`` of the layer before, a score for each of its experts. None reads
+            nothing before it is chosen.
 
     Raises:
         QuantError: If the cache has fewer slots than a token needs at once.
@@ -44,6 +52,7 @@ class DiskExpertStore:
         *,
         counts: Mapping[int, Sequence[float]] | None = None,
         by_use: bool = True,
+        predict: Predict | None = None,
     ) -> None:
         known = counts or {}
         unknown = (0.0,) * num_experts
@@ -51,6 +60,10 @@ class DiskExpertStore:
         self._cache = cache
         self._backend = backend
         self._last_layer = max(layers)
+        self._next_layer = dict(pairwise(layers))
+        self._predict = predict
+        self._ahead: set[ExpertKey] = set()
+        self.num_ahead = self.num_ahead_used = 0
         self._num_experts = num_experts
         self._counts = torch.zeros(num_layers, num_experts, dtype=torch.int64)
         self._found = self._missed = 0
@@ -118,15 +131,31 @@ class DiskExpertStore:
         chosen: list[int] = topk_ids[0, order].tolist()
         self._heat.use(layer_idx, chosen)
         experts = self.ensure(layer_idx, chosen)
+        self._read_ahead(layer_idx, x, chosen)
         places = torch.arange(len(chosen))[None]
         return self._backend.routed_experts(x, places, topk_weights[:, order], experts)
+
+    def _read_ahead(self, layer_idx: int, x: Tensor, chosen: Sequence[int]) -> None:
+        """Begin to read what the next layer will likely choose, while this one is multiplied."""
+        next_layer = self._next_layer.get(layer_idx)
+        kept = [ExpertKey(layer_idx, expert_idx) for expert_idx in chosen]
+        room = self._cache.num_slots >= 2 * len(chosen) + NUM_AHEAD
+        if self._predict is None or next_layer is None or not room:
+            return
+        likely = self._predict(next_layer, x).topk(len(chosen)).indices.tolist()
+        keys = [ExpertKey(next_layer, expert_idx) for expert_idx in likely]
+        missing = [key for key in keys if key not in self._cache][:NUM_AHEAD]
+        for key in missing:
+            self._fetch(key, [*kept, *keys])
+        self._ahead.update(missing)
+        self.num_ahead += len(missing)
 
     def ensure(self, layer_idx: int, chosen: Sequence[int]) -> list[ExpertWeights]:
         """A token's experts, read if they are not here; valid until the next call."""
         keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in chosen]
         self._count_uses(keys)
         for key in keys:
-            self._fetch(key, chosen)
+            self._fetch(key, keys)
         return [self._take(key) for key in keys]
 
     def _chunk(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
@@ -141,9 +170,9 @@ class DiskExpertStore:
         out = torch.zeros(x.shape, dtype=torch.float32)
         rows = x.float()
         for at, expert_idx in enumerate(used):
-            wanted = used[at : at + 1 + ahead]
-            for next_idx in wanted:
-                self._fetch(ExpertKey(layer_idx, next_idx), wanted)
+            wanted = [ExpertKey(layer_idx, i) for i in used[at : at + 1 + ahead]]
+            for key in wanted:
+                self._fetch(key, wanted)
             expert = self._take(ExpertKey(layer_idx, expert_idx))
             tokens, slots = (topk_ids == expert_idx).nonzero(as_tuple=True)
             zeros = torch.zeros(len(tokens), 1, dtype=torch.int64)
@@ -153,11 +182,14 @@ class DiskExpertStore:
         return out.to(x.dtype)
 
     def _count_uses(self, keys: Sequence[ExpertKey]) -> None:
-        found = sum(key in self._cache for key in keys)
+        early = self._ahead.intersection(keys)
+        self.num_ahead_used += len(early)
+        self._ahead.clear()
+        found = sum(key in self._cache and key not in early for key in keys)
         self._found += found
         self._missed += len(keys) - found
 
-    def _fetch(self, key: ExpertKey, kept: Sequence[int]) -> None:
+    def _fetch(self, key: ExpertKey, kept: Sequence[ExpertKey]) -> None:
         def leaving() -> ExpertKey:
             victim = self._heat.coldest(key.layer_idx, kept)
             self._heat.hold(victim, False)

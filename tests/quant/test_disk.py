@@ -140,15 +140,15 @@ def test_the_least_used_leaves_and_of_equals_the_one_that_comes_again_last():
     heat = Heat({1: [5, 0, 1], 2: [3, 0, 9]}, half_life_tokens=100)
     for key in (ExpertKey(1, 0), ExpertKey(1, 2), ExpertKey(2, 0), ExpertKey(2, 2)):
         heat.hold(key, True)
-    assert heat.coldest(2, [0]) == (1, 2)
+    assert heat.coldest(2, [ExpertKey(2, 0)]) == (1, 2)
     heat.hold(ExpertKey(1, 2), False)
     assert heat.coldest(1, []) == (2, 0)
-    assert heat.coldest(2, [0]) == (1, 0)  # 3 is colder, but chosen now
+    assert heat.coldest(2, [ExpertKey(2, 0)]) == (1, 0)  # 3 is colder, but chosen now
     even = Heat({1: [0, 0], 2: [0, 0], 3: [0, 0]}, half_life_tokens=100)
     for layer in (1, 2, 3):
         even.hold(ExpertKey(layer, 0), True)
     assert even.coldest(2, []) == (2, 0)  # layer 2 is just done: 3 and 1 come before it
-    assert even.coldest(2, [0]) == (1, 0)
+    assert even.coldest(2, [ExpertKey(2, 0)]) == (1, 0)
 
 
 def test_uses_fade_and_the_profile_weighs_a_half_life_at_most():
@@ -173,3 +173,38 @@ def test_reading_goes_on_without_direct_access(copy, monkeypatch):
     arguments = (1, torch.ones(1, HIDDEN), torch.tensor([[2, 5]]), torch.ones(1, 2))
     assert torch.equal(store.forward(*arguments), resident.forward(*arguments))
     assert store.uses[0] == TierUse("RAM", 0, 0)
+
+
+def test_what_the_next_layer_will_choose_is_read_while_this_one_runs(copy):
+    asked = []
+
+    def predict(layer_idx, hidden):
+        asked.append(layer_idx)
+        return torch.eye(NUM_EXPERTS)[5] + torch.eye(NUM_EXPERTS)[6] / 2
+
+    store, resident = disk_store(copy, 9, predict=predict), resident_store(copy, "reference")
+    hidden, weights = torch.ones(1, HIDDEN), torch.ones(1, 2)
+    for layer, chosen in ((1, [0, 1]), (2, [5, 2]), (4, [5, 3]), (1, [0, 1]), (2, [3, 4])):
+        arguments = (layer, hidden, torch.tensor([chosen]), weights)
+        assert torch.equal(store.forward(*arguments), resident.forward(*arguments))
+    assert asked == [2, 4, 2, 4]  # nothing follows the last layer
+    # Layer 2's fifth and layer 4's were guessed rightly; the guess of 6 in layer 2, where 5 had
+    # come to stay, was wrong, and so was the last one.
+    assert (store.num_ahead, store.num_ahead_used) == (4, 2)
+    ram, disk = store.uses
+    assert ram.experts_run == 2  # layer 1's two, the second time
+    assert disk.experts_run == 8  # those read on a right guess come from the disk too
+
+
+def test_guesses_do_not_push_out_what_is_being_used(copy):
+    def predict(layer_idx, hidden):
+        return torch.arange(NUM_EXPERTS).float()
+
+    store, resident = disk_store(copy, 5, predict=predict), resident_store(copy, "reference")
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(12):
+        for layer in LAYERS:
+            hidden, ids, weights = routing(1, generator)
+            arguments = (layer, hidden, ids[:, :2], weights[:, :2])
+            assert torch.equal(store.forward(*arguments), resident.forward(*arguments))
+    assert store.num_ahead > 0
