@@ -34,6 +34,8 @@ def format_plan(plan: MemoryPlan, speeds: Speeds | None = None) -> str:
     """The plan as a table, a block for each place, and the expected speed."""
     lines: list[str] = []
     for place in plan.places:
+        if place == "disk" and not plan.num_experts(place):
+            continue
         budget = plan.budgets.get(place)
         limit = "" if budget is None else f" of {shown_size(budget.nbytes)}"
         source = "" if budget is None else " asked for" if budget.asked else " free"

@@ -2,17 +2,18 @@
 
 from typing import Any
 
+from erniechat.doctor import known_speeds
 from erniechat.errors import ModelError
 from erniechat.events import StartNotice
 from erniechat.fetch_plan import FetchPlan
 from erniechat.hub.feed import missing_nbytes
 from erniechat.hub.listing import HubModel
 from erniechat.loader import check_memory
-from erniechat.memory_plan import MemoryPlan
+from erniechat.memory_plan import MemoryPlan, Speeds
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, plan_facts
-from erniechat.planning import ShardsNeeded, make_plan
+from erniechat.planning import Plan, ShardsNeeded, make_plan
 from erniechat.resolve import locate
 from erniechat.sizes import shown_size
 from erniechat.start_plan import StartPlan, start_plan
@@ -52,11 +53,15 @@ def full_notice(options: LoadOptions) -> StartNotice:
     notice = _notice(found, options)
     if found.memory is None:
         return notice
-    table = format_plan(found.memory).splitlines()
+    table = format_plan(found.memory, _speeds(found.plan)).splitlines()
     kept = [line for line in notice.lines if not line.startswith(("gpu ", "ram "))]
     return StartNotice(
         (*kept, *table), notice.download_nbytes, notice.keep_nbytes, notice.facts, notice.problem
     )
+
+
+def _speeds(plan: Plan) -> Speeds | None:
+    return known_speeds(plan.device, plan.config.num_hidden_layers)
 
 
 def _notice(found: StartPlan, options: LoadOptions) -> StartNotice:
@@ -125,7 +130,7 @@ def _facts(found: StartPlan, options: LoadOptions) -> dict[str, Any]:
             }
             for need in fetch.needs
         ],
-        "memory": plan_facts(found.memory) if found.memory else None,
+        "memory": plan_facts(found.memory, _speeds(plan)) if found.memory else None,
         "fits": problem is None,
         "problem": problem and {"message": problem.message, "hint": problem.hint},
     }

@@ -1,6 +1,7 @@
 """`erniechat doctor`: speeds of the machine, predictions that follow from them, and their file."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_more_memory_is_predicted_to_be_faster(
     page = capsys.readouterr().out
     assert "RAM                  10.0 GB/s" in page
     assert page.count("--cpu-memory") == 4
+
+
+def test_the_plan_tells_the_speed_that_the_doctor_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["plan", "mini"]) == 0
+    assert "expected speed: not known; erniechat doctor" in capsys.readouterr().out
+    doctor.speeds_path().parent.mkdir(parents=True)
+    doctor.speeds_path().write_text(json.dumps(FOUND))
+    assert main(["plan", "mini", "--4bit"]) == 0
+    page = capsys.readouterr().out
+    # 3.5 MiB at 9 GB/s, and 15 µs a layer.
+    assert re.search(r"a token reads 3\.\d MiB from RAM\nexpected speed: 1[89]\d\d\.\d tok/s", page)
+    assert "disk: 0 B" not in page
 
 
 def test_without_a_model_the_machine_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch):
