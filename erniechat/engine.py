@@ -15,7 +15,7 @@ from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.tags import Section
 from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
-from erniechat.errors import ContextLengthError, MemoryLimitError, UsageError
+from erniechat.errors import CheckpointError, ContextLengthError, MemoryLimitError, UsageError
 from erniechat.events import (
     Progress,
     StreamEvent,
@@ -30,6 +30,7 @@ from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import SamplingOptions, Structure
 from erniechat.prompts import PromptTools
 from erniechat.turn import Turn, sampler_of
+from quant.errors import QuantError
 from quant.experts.adapter import ExpertAdapter
 from quant.memory import gpu_memory, host_memory, process_memory
 
@@ -213,7 +214,9 @@ class Engine:
         )
         guides: list[Guide] = [*self.prompts.budget(options.think_budget, parser)]
         guides += self.prompts.structure(structure, prompt, parser, self._stop_ids)
-        return self._stream(input_ids, parser, sampler_of(options), limits, seed, guides, session)
+        return _in_words(
+            self._stream(input_ids, parser, sampler_of(options), limits, seed, guides, session)
+        )
 
     def _change_session(self, session: str, input_ids: list[int]) -> None:
         """Keep the conversation until now, and take up another where it was left."""
@@ -315,6 +318,19 @@ class Engine:
         yield from rest
         if parser:
             yield from parser.finish()
+
+
+def _in_words(events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
+    """The same events; what fails below, where nothing knows of users, in words for them."""
+    try:
+        yield from events
+    except torch.OutOfMemoryError as exc:
+        raise MemoryLimitError(
+            "the GPU has no memory left for this reply",
+            "close what else uses it, or start again with less --gpu-memory or --ctx",
+        ) from exc
+    except QuantError as exc:
+        raise CheckpointError(str(exc)) from exc
 
 
 def _parse(parser: ReplyParser | None, pieces: Sequence[str]) -> list[StreamEvent]:

@@ -1,5 +1,6 @@
 """LoadOptions to Engine: find the files, choose formats and kernels, quantize or map, assemble."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -33,6 +34,10 @@ from quant.experts.adapter import ExpertAdapter
 from quant.experts.sharing import measure_sharing_costs
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
+from quant.memory import gpu_memory
+
+NUM_TRIES = 3  # to fit a GPU that others use too
+SHARE_OF_FREE = 0.9  # of its memory, after a try that failed
 
 Report = Callable[[Progress], None]
 Warn = Callable[[str], None]
@@ -73,15 +78,10 @@ def load_engine(
             fetch_all(exc.hub, report)
             plan = make_plan(files, options)
         set_threads(options.threads)
-        memory = check_memory(plan, options, warn)
+        check_memory(plan, options, warn)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)
-        residency = _residency(memory, weights, options, warn)
-        dtype = getattr(torch, options.dtype)
-        places = expert_places(memory)
-        decoder = assemble(
-            plan.config, weights, plan.formats, plan.device, dtype, places, residency
-        )
+        decoder = _assembled(plan, options, weights, warn)
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
@@ -101,7 +101,7 @@ def load_engine(
         load_seconds=time.perf_counter() - began,
         defaults=sampling_defaults(generation_config),
         max_context_length=plan.config.max_position_embeddings,
-        kv_nbytes_per_token=plan.config.kv_nbytes_per_token * dtype.itemsize // 2,
+        kv_nbytes_per_token=plan.config.kv_nbytes_per_token * decoder.dtype.itemsize // 2,
     )
     return Engine(
         info,
@@ -115,6 +115,32 @@ def load_engine(
         kept_caches=_kept_caches(plan, options, warn),
         adapter=_adapter(decoder, plan, options, warn),
     )
+
+
+def _assembled(plan: Plan, options: LoadOptions, weights: WeightSource, warn: Warn) -> Decoder:
+    """The decoder; with fewer experts on the GPU where that has less room than it seemed to have.
+
+    Raises:
+        OutOfMemoryError: torch's, if that did not help.
+    """
+    dtype = getattr(torch, options.dtype)
+    for tries_left in reversed(range(NUM_TRIES)):
+        memory = check_memory(plan, options, warn)
+        residency = _residency(memory, weights, options, warn)
+        places = expert_places(memory)
+        try:
+            return assemble(
+                plan.config, weights, plan.formats, plan.device, dtype, places, residency
+            )
+        except torch.OutOfMemoryError:
+            if not tries_left or plan.device.type != "cuda":
+                raise
+        torch.cuda.empty_cache()  # after the handler, which holds on to what was assembled
+        free = gpu_memory(plan.device)
+        nbytes = int(SHARE_OF_FREE * free.free_nbytes) if free else 0
+        warn(f"the GPU has less free memory than it seemed; now with at most {nbytes:,} bytes")
+        options = dataclasses.replace(options, gpu_memory=f"{nbytes}B")
+    raise AssertionError("the last try returns or raises")
 
 
 def _adapter(

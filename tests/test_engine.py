@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from erniechat.chat.conversation import Message
 from erniechat.engine import Engine
-from erniechat.errors import ContextLengthError, UsageError
+from erniechat.errors import CheckpointError, ContextLengthError, MemoryLimitError, UsageError
 from erniechat.events import (
     Progress,
     StreamEvent,
@@ -18,6 +19,7 @@ from erniechat.events import (
     TurnEnd,
 )
 from erniechat.options import LoadOptions, SamplingOptions
+from quant.errors import QuantError
 from tests.engines import joined, last, load_mini, mini_in_float32
 
 GREEDY = SamplingOptions(temperature=0)
@@ -193,3 +195,23 @@ def test_the_context_can_be_raised_up_to_what_the_model_was_made_for() -> None:
     engine.raise_context(1024)
     assert engine.info.context_length == 1024
     assert last(list(engine.stream_reply(long, GREEDY, think="off"))).finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("below", "above"),
+    [(torch.OutOfMemoryError("x"), MemoryLimitError), (QuantError("NaN"), CheckpointError)],
+)
+def test_what_fails_below_is_told_in_words_and_the_engine_goes_on(
+    engine, monkeypatch, below, above
+):
+    sampling = SamplingOptions(temperature=0, max_tokens=4)
+
+    def fail(*_: object, **__: object) -> None:
+        raise below
+
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.decoder, "_read", fail)
+        broken.setattr(engine.decoder, "step", None)
+        with pytest.raises(above):
+            list(engine.stream_completion("17 + 25 =", sampling))
+    assert list(engine.stream_completion("17 + 25 =", sampling))

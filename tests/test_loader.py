@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from erniechat import loader
 from erniechat.errors import (
     CheckpointError,
     ErnieChatError,
@@ -321,3 +323,31 @@ def test_a_model_larger_than_its_memory_reads_experts_from_disk_and_says_the_sam
     assert disk.experts_run > 0
     with pytest.raises(MemoryLimitError, match="leave out --no-copy"):
         load_engine(dataclasses.replace(options, cpu_memory=f"{asked}B", copy=False))
+
+
+def test_a_gpu_with_less_room_than_it_seemed_gets_fewer_experts(monkeypatch) -> None:
+    asked: list[str | None] = []
+
+    def fit_into(memory: object, *_: object) -> str:
+        if len(asked) < 3:
+            raise torch.OutOfMemoryError("for a test")
+        return "decoder"
+
+    def check(plan: object, options: LoadOptions, warn: object) -> SimpleNamespace:
+        asked.append(options.gpu_memory)
+        return SimpleNamespace()
+
+    monkeypatch.setattr(loader, "check_memory", check)
+    monkeypatch.setattr(loader, "_residency", lambda *_: None)
+    monkeypatch.setattr(loader, "expert_places", lambda *_: None)
+    monkeypatch.setattr(loader, "assemble", fit_into)
+    monkeypatch.setattr(loader, "gpu_memory", lambda _: DeviceMemory(1000, 2000))
+    warnings: list[str] = []
+    plan = SimpleNamespace(config=None, formats=None, device=torch.device("cuda"))
+    found = loader._assembled(plan, LoadOptions(), None, warnings.append)
+    assert (found, asked) == ("decoder", [None, "900B", "900B"])
+    assert len(warnings) == 2
+    asked.clear()
+    plan.device = torch.device("cpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        loader._assembled(plan, LoadOptions(), None, warnings.append)
