@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -134,3 +135,30 @@ def test_the_shell_completes_models_sessions_and_presets(tmp_path: Path):
     assert offered(tmp_path, "--resume", "''") == [session.stem]
     assert offered(tmp_path, "--preset", "c") == ["code"]
     assert offered(tmp_path, "--color", "al") == ["always"]
+
+
+def test_version_tells_more_when_asked():
+    lines = run("plain", "--version", "-v").stdout.decode()
+    found = json.loads(run("plain", "--version", "--json").stdout)
+    for name in ("python", "torch", "cuda", "rich", "erniechat"):
+        assert name in found["versions"]
+        assert f"\n{name} " in f"\n{lines}"
+    assert "cpu" in found["devices"]
+    assert not found["versions"]["torch"].startswith("not")
+
+
+def test_no_secret_is_a_flag():
+    flags = [flag for action in chat_parser()._actions for flag in action.option_strings]
+    assert "--model" in flags
+    assert not [flag for flag in flags if re.search("token$|key|secret|password", flag)]
+
+
+def test_the_help_page_is_the_one_that_was_agreed_on():
+    page = chat_parser().format_help()
+    assert page.startswith("usage: erniechat [options] [TEXT ...]\n\n  erniechat  ")
+    groups = re.findall(r"(?m)^(\w[^\n]*):$", page)
+    assert groups[:6] == [
+        "what to answer", "output", "conversation", "display", "model",
+        "sampling (default: the checkpoint's own)",
+    ]  # fmt: skip
+    assert max(map(len, page.splitlines())) <= 100

@@ -142,3 +142,25 @@ def test_appending_twice_gives_two_clean_answers(tmp_path: Path) -> None:
                 [*COMMAND, "-q", "-p", SUM], stdout=file, stdin=subprocess.DEVNULL, check=True
             )
     assert out.read_bytes() == b"17 + 25 = 42\n" * 2
+
+
+def test_every_file_is_where_the_conventions_put_it(tmp_path: Path) -> None:
+    kinds = ("CONFIG", "DATA", "STATE", "CACHE")
+    places = {f"XDG_{kind}_HOME": str(tmp_path / kind) for kind in kinds}
+    here = tmp_path / "here"
+    here.mkdir()
+    done = subprocess.run(
+        [*COMMAND, "-q", "-p", SUM, "--save"], capture_output=True, stdin=subprocess.DEVNULL,
+        env={"HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), **places}, cwd=here,
+    )  # fmt: skip  # one thought a line
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = {path.relative_to(tmp_path).parts[:3] for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {
+        ("DATA", "erniechat", "sessions"),
+        ("STATE", "erniechat", "profiles"),
+        ("CACHE", "erniechat", "copies"),
+    }
+    for folder in ("DATA/erniechat", "DATA/erniechat/sessions"):
+        assert (tmp_path / folder).stat().st_mode & 0o777 == 0o700
+    (session,) = (tmp_path / "DATA" / "erniechat" / "sessions").iterdir()
+    assert session.stat().st_mode & 0o777 == 0o600

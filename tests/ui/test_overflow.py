@@ -2,11 +2,9 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.input import PipeInput
 from prompt_toolkit.key_binding import KeyPress
 
 from erniechat.chat.conversation import Message
@@ -48,13 +46,6 @@ class Choosing(Chat):
 
 def sent(chat: Chat) -> list[list[str]]:
     return [[message.content for message in asked.messages] for asked in chat.backend.asked]
-
-
-@pytest.fixture
-def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PipeInput]:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    with create_pipe_input() as pipe:
-        yield pipe
 
 
 @pytest.fixture

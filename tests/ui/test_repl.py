@@ -2,12 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
-from pathlib import Path
 
 import pytest
-from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.input import PipeInput
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
@@ -19,7 +18,6 @@ from erniechat.ui.repl import Repl
 from erniechat.ui.screen import Screen
 from erniechat.ui.session import Session
 from erniechat.ui.settings import Layer, merge_layers
-from erniechat.ui.stats import toolbar_text
 from erniechat.ui.terminal import LiveLine
 from erniechat.ui.worker import Worker
 from tests.fakes import INFO, FakeBackend, Script, thinking, words
@@ -54,12 +52,6 @@ class Chat:
         self._keys.send_text(LEAVE)
         self.status = self._repl.run()
         return re.split(r"Ctrl-D\sleaves\n", self.out.getvalue(), maxsplit=1)[1].removeprefix("\n")
-
-
-@pytest.fixture
-def keys() -> Iterator[PipeInput]:
-    with create_pipe_input() as pipe:
-        yield pipe
 
 
 def test_an_answer_its_numbers_and_the_goodbye(keys: PipeInput):
@@ -215,114 +207,3 @@ def test_tab_completes_commands_settings_and_values(keys: PipeInput):
     assert offered("/think o") == ["on", "off"]
     assert offered("/help st") == ["stats"]
     assert offered("hello /s") == []
-
-
-# --- commands
-
-
-def test_settings_show_value_default_and_source(keys: PipeInput):
-    out = Chat(keys, [], temperature=0.3).type("/set")
-    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if line}
-    assert rows["temperature"] == "0.3 0.8 flag"
-    assert rows["top_p"] == "0.8 0.8 checkpoint"
-    assert rows["seed"] == "random random built-in"
-    assert "ctx" not in rows
-
-
-def test_set_changes_what_the_next_turn_uses(keys: PipeInput):
-    chat = Chat(keys, [words("x")])
-    out = chat.type("/set temperature 0.1", "/set top-k 5", "/seed 9", "Q")
-    assert "temperature 0.1 · /set\n" in out
-    sampling = chat.backend.asked[0].sampling
-    assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.1, 5, 9)
-
-
-@pytest.mark.parametrize(
-    ("line", "answer"),
-    [
-        ("/set temprature 1", 'error: no setting "temprature"; did you mean temperature?'),
-        ("/set top_p 7", "error: top_p must be a number above 0 and at most 1,"),
-        ("/set ctx 5", "error: ctx is set when the program starts; erniechat --ctx …"),
-        ("/think maybe", 'error: /think takes auto, on, off, got "maybe"'),
-        ("/undo x", 'error: /undo takes a number of exchanges, got "x"'),
-        ("/retry", "error: there is no message to answer again"),
-        ("/undo", "error: there is nothing to undo"),
-        ("/system @/nowhere", 'error: cannot read the system prompt "/nowhere": No such'),
-        ("/help me", 'error: no command "me"; see /help'),
-        ("/tools", "no tools; erniechat --tools FILE.json gives some"),
-        ("/thoughts", "the last answer has no thoughts"),
-    ],
-)
-def test_wrong_commands_are_one_error(keys: PipeInput, line: str, answer: str):
-    assert Chat(keys, []).type(line).startswith(answer)
-
-
-def test_default_takes_a_setting_back(keys: PipeInput):
-    out = Chat(keys, [], top_p=0.5).type("/set top_p default")
-    assert out.startswith("top_p 0.8 · checkpoint\n")
-
-
-def test_think_is_refused_where_the_model_cannot(keys: PipeInput):
-    info = dataclasses.replace(INFO, thinking="never")
-    chat = Chat(keys, [words("x")], info=info)
-    assert chat.type("/think on", "/think off", "Q").startswith(
-        "error: fake-21B has no thinking mode;"
-    )
-    assert chat.backend.asked[0].think == "off"
-
-
-def test_retry_asks_the_same_again_and_replaces_the_answer(keys: PipeInput):
-    chat = Chat(keys, [words("One."), words("Two.")])
-    chat.type("Q", "/retry")
-    assert [message.content for message in chat.session.messages] == ["Q", "Two."]
-
-
-def test_undo_gives_the_message_back_and_counts_what_is_freed(keys: PipeInput):
-    chat = Chat(keys, [words("One two three."), words("Four.")])
-    out = chat.type("Q", "/undo", " again")
-    assert "undone: 1 exchange, 9 tok freed\n" in out
-    assert chat.backend.asked[1].messages == [Message("user", "Q again")]
-
-
-def test_reset_forgets_the_conversation_and_keeps_the_system_prompt(keys: PipeInput):
-    chat = Chat(keys, [words("x")])
-    chat.type("/system Be brief.", "Q", "/reset", "R")
-    assert [message.content for message in chat.backend.asked[1].messages] == ["Be brief.", "R"]
-
-
-def test_the_system_prompt_can_come_from_a_file(keys: PipeInput, tmp_path: Path):
-    (tmp_path / "prompt.txt").write_text("Be brief.\n")
-    chat = Chat(keys, [])
-    out = chat.type(f"/system @{tmp_path}/prompt.txt", "/system", "/system -", "/system")
-    assert "\nBe brief.\n" in out
-    assert out.endswith("no system prompt\n\ngoodbye\n")
-
-
-def test_stats_hold_tokens_times_context_memory_and_seed(keys: PipeInput):
-    chat = Chat(keys, [[*thinking("a b"), *words("The answer is 42.")]])
-    page = chat.type("Q", "/stats").split("tok/s\n")[-1]
-    table = [line.split() for line in page.splitlines() if line.strip()]
-    assert ["last", "read", "4", "0.5", "s", "8.0"] in table
-    assert ["think", "2", "2.0", "s", "1.0"] in table
-    assert ["write", "4", "4.0", "s", "1.0", "1", "answer"] in table
-    assert "context  10 of 4,096 tok (< 1 %)" in page
-    assert "weights 1.5 GiB · cache 128 MiB · ram 2.0 GiB" in page
-    assert "/set seed 7 repeats the last answer" in page
-
-
-def test_help_fits_a_screen_and_knows_each_command(keys: PipeInput):
-    out = Chat(keys, [], width=80).type("/help")
-    assert len(out.split("goodbye")[0].splitlines()) <= 24
-    for name in ("reset", "system", "think", "thoughts", "set", "stats", "retry", "undo", "exit"):
-        assert f"/{name}" in out
-    assert "A single - removes it." in Chat(keys, []).type("/help system")
-
-
-def test_the_toolbar_counts_exactly_and_drops_from_the_right(keys: PipeInput):
-    chat = Chat(keys, [[*thinking("a b c"), *words("The answer is 42.")]])
-    chat.type("What is it?")
-    # <user> What is it? </user> <assistant> The answer is 42. </assistant> <assistant>
-    assert toolbar_text(chat.session, 80) == (
-        "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB · fake-21B · nf4"
-    )
-    assert toolbar_text(chat.session, 50) == "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB"

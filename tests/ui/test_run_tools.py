@@ -3,11 +3,10 @@
 import json
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.input import PipeInput
 from prompt_toolkit.key_binding import KeyPress
 
 from erniechat.errors import UsageError
@@ -25,12 +24,6 @@ from tests.ui.test_repl import LEAVE, Chat
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
 CALL = ToolCall("1", "get_weather", '{"city": "Köln; rm -rf /"}')
 ECHO = (sys.executable, "-c", "import sys; print(sys.stdin.read())")
-
-
-@pytest.fixture
-def keys() -> Iterator[PipeInput]:
-    with create_pipe_input() as pipe:
-        yield pipe
 
 
 class ToolChat(Chat):
