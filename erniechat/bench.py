@@ -17,9 +17,9 @@ from erniechat.generation.sampling import Sampler
 from erniechat.loader import load_engine, set_threads
 from erniechat.memory_plan import model_sizes
 from erniechat.model.assembly import assemble
-from erniechat.model.checkpoint import read_json
 from erniechat.model.decoder import Decoder
 from erniechat.model.families import family_of
+from erniechat.model.folder import read_json
 from erniechat.model.synthetic import random_weights, with_layers
 from erniechat.options import BenchOptions, LoadOptions
 from erniechat.planning import choose_device, choose_formats, context_length

@@ -68,6 +68,16 @@ def _start_notice(options: LoadOptions) -> StartNotice | None:
     """What a first start of a model on the hub will fetch."""
     if options.model.count("/") != 1 or os.path.exists(os.path.expanduser(options.model)):
         return None
+    asked = os.environ.get("HF_HUB_OFFLINE", "").upper()
+    if options.offline or asked in (
+        "1",
+        "ON",
+        "YES",
+        "TRUE",
+    ):  # what the hub's library takes for yes
+        from erniechat.resolve import locate
+
+        locate(options)  # a model that is not here is told before torch is imported
     from erniechat.start_notice import first_start_notice
 
     return first_start_notice(options)

@@ -18,9 +18,9 @@ from torch import Tensor
 from erniechat.errors import DiskLimitError, ErnieChatError, UsageError
 from erniechat.hub.failures import FULL
 from erniechat.loader import set_threads
-from erniechat.model.checkpoint import INDEX_FILE
 from erniechat.model.families import family_of
 from erniechat.model.family import Dense, Routed, Slot, routed_name
+from erniechat.model.folder import INDEX_FILE
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, make_plan
 from erniechat.resolve import locate

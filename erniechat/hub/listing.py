@@ -16,7 +16,7 @@ import platformdirs
 
 from erniechat.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
 from erniechat.hub.failures import hub_errors, offline_error, patiently
-from erniechat.model.checkpoint import INDEX_FILE, MAX_JSON_NBYTES, SINGLE_FILE, shard_names
+from erniechat.model.folder import INDEX_FILE, MAX_JSON_NBYTES, SINGLE_FILE, shard_names
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 IDENTITY = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")

@@ -4,25 +4,19 @@ Tensors are read with pread rather than mapped: mapped shards would count into t
 process page by page.
 """
 
-import json
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from erniechat.errors import CheckpointError, UnsupportedModelError
 from erniechat.model.family import shown
+from erniechat.model.folder import INDEX_FILE, SINGLE_FILE, check_link, read_json, shard_names
 from erniechat.model.stored import ShardHeader, StoredTensor, parse_header, read_header
 from quant.errors import QuantError
 from quant.formats.bnb_checkpoint import STATE_PREFIX, parse_state, read_4bit, read_8bit
 from quant.tensor import QuantTensor
-
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-MAX_JSON_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,85 +98,6 @@ class Checkpoint:
         """The format in which bitsandbytes has quantized it, or None."""
         formats = {t.format for t in self.tensors if isinstance(t, StoredQuantized)}
         return formats.pop() if len(formats) == 1 else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of sensible size.
-
-    Raises:
-        CheckpointError: If it is missing, too large or not a JSON object.
-    """
-    check_link(path)
-    try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path} is not a regular file", "fetch the file again")
-        if path.stat().st_size > MAX_JSON_NBYTES:
-            raise CheckpointError(f"{path} is larger than 64 MiB", "fetch the file again")
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as exc:
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}", "name a folder in Hugging Face layout"
-        ) from exc
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} is not readable JSON", "fetch the file again") from exc
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object", "fetch the file again")
-    return value
-
-
-def shard_names(folder: Path) -> list[str]:
-    """The names of the safetensors files that a folder should have, in order.
-
-    Raises:
-        CheckpointError: If its index is damaged or names files elsewhere, or there is none.
-        UnsupportedModelError: If the folder holds another kind of checkpoint.
-    """
-    if (folder / INDEX_FILE).exists():
-        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{INDEX_FILE} has no weight_map", "fetch the file again")
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name:
-                raise CheckpointError(
-                    f"{INDEX_FILE} names {shown(name)}, which is not a safetensors file beside it",
-                    "do not trust this checkpoint",
-                )
-        return names
-    if (folder / SINGLE_FILE).exists():
-        return [SINGLE_FILE]
-    if any(folder.glob("*.pdparams")):
-        raise UnsupportedModelError(
-            f"{folder} is in Paddle's format", "use the checkpoint whose name ends in -PT"
-        )
-    if any(folder.glob("*.bin")):
-        raise UnsupportedModelError(
-            f"{folder} has pickled weights, which can run code when opened",
-            "use a checkpoint with safetensors files",
-        )
-    raise CheckpointError(
-        f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}",
-        "name a folder in Hugging Face layout",
-    )
-
-
-def check_link(path: Path) -> None:
-    """Refuse a link that leads out of a checkpoint's folder, or out of its part of the hub's cache.
-
-    In that cache a snapshot's files are links to ``blobs`` beside ``snapshots``.
-
-    Raises:
-        CheckpointError: Naming the link.
-    """
-    if not path.is_symlink():
-        return
-    home = path.parent.parent.parent if path.parent.parent.name == "snapshots" else path.parent
-    target = path.resolve()
-    if not target.is_relative_to(home.resolve()):
-        raise CheckpointError(
-            f"{path} is a link to {shown(str(target))[1:-1]}, outside the model's folder",
-            "put the file itself there, or name the folder that it is in",
-        )
 
 
 def _find_shards(folder: Path, headers: Mapping[str, ShardHeader]) -> list[Path]:

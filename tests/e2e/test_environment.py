@@ -59,6 +59,22 @@ def test_the_flag_shuts_the_doors_too() -> None:
     assert b"KNOCK" not in done.stderr
 
 
+def test_a_model_that_is_not_here_is_told_before_torch_is_imported() -> None:
+    code = (
+        "import sys; from erniechat import cli; status = cli.main(sys.argv[1:]);"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else status)"
+    )
+    for flags, environ in (
+        (("--offline",), {"HF_HUB_OFFLINE": ""}),
+        ((), {"HF_HUB_OFFLINE": "1"}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "-m", "no/such", "-p", "x", *flags],
+            capture_output=True, stdin=subprocess.DEVNULL, env={**os.environ, **environ}, cwd=ROOT,
+        )  # fmt: skip  # one thought a line
+        assert done.returncode == 3
+
+
 def test_a_local_model_needs_no_network_and_reports_nothing() -> None:
     done = blocked("--quant", "int8", "-m", "mini", "-q", "-p", SUM)
     assert (done.stdout, done.stderr) == (b"17 + 25 = 42\n", b"")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erniechat.errors import CheckpointError, ModelError, UnsupportedModelError, UsageError
-from erniechat.model.checkpoint import Checkpoint, read_json
+from erniechat.model.checkpoint import Checkpoint
+from erniechat.model.folder import read_json
 from erniechat.model.stored import StoredTensor
 from tests.model.checkpoints import (
     DENSE,
