@@ -1,8 +1,8 @@
 """Experts of a copy on disk in a fixed number of slots in RAM, read past the page cache.
 
 The page cache keeps what was touched last. Layers come in turn, so with too little RAM it throws
-out exactly what is needed next, and a page fault reads megabytes around what it needs. Here reads
-are of one expert, several at once, and the expert that is used least leaves.
+out exactly what is needed next, and a page fault may read megabytes around what it needs. Here
+reads are of one expert, several at once, and the expert that is used least leaves.
 """
 
 import mmap

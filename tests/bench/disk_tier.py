@@ -90,12 +90,19 @@ class SkewedCopy(QuantizedCopy):
         return biased
 
 
-def enter_group(name: str, limit: int) -> None:
+V1 = (CGROUPS / "memory" / "memory.limit_in_bytes").exists()
+
+
+def group_of(pid: int) -> Path:
+    """The control group of a process of this benchmark."""
+    return (CGROUPS / "memory" if V1 else CGROUPS) / f"erniechat-bench-{pid}"
+
+
+def enter_group(limit: int) -> None:
     """Move this process into a memory control group with a limit."""
-    v1 = (CGROUPS / "memory" / "memory.limit_in_bytes").exists()
-    folder = (CGROUPS / "memory" if v1 else CGROUPS) / name
+    folder = group_of(os.getpid())
     folder.mkdir(exist_ok=True)
-    (folder / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(limit))
+    (folder / ("memory.limit_in_bytes" if V1 else "memory.max")).write_text(str(limit))
     (folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
@@ -125,7 +132,7 @@ def child(args: argparse.Namespace) -> None:
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
     limit = int(copy.nbytes / args.ratio)
-    enter_group(f"erniechat-bench-{os.getpid()}", limit)
+    enter_group(limit)
     residency = None
     if args.way != "mapping":
         taken = process_memory().rss_nbytes + sizes.fixed_nbytes + args.spare * MIB
@@ -175,12 +182,16 @@ def measure(args: argparse.Namespace, way: str, skewed: bool) -> dict[str, float
     command = [sys.executable, "-m", "tests.bench.disk_tier", "--way", way]
     for name in ("folder", "layers", "ratio", "tokens", "prompt", "warm", "spare"):
         command += [f"--{name}", str(getattr(args, name))]
-    done = subprocess.run(
-        command + ["--skewed"] * skewed, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{way}: {done.stderr[-2000:]} (status {done.returncode})")
-    return dict(json.loads(done.stdout))
+    command += ["--skewed"] * skewed
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        out, told = run.communicate()
+    if group_of(run.pid).exists():
+        group_of(run.pid).rmdir()
+    if run.returncode:
+        raise SystemExit(f"{way}: {told[-2000:]} (status {run.returncode})")
+    return dict(json.loads(out))
 
 
 def main() -> None:
