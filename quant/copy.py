@@ -125,7 +125,7 @@ class QuantizedCopy:
         self.folder = folder
         self.meta: Mapping[str, Any] = index["meta"]
         self._entries: dict[str, Any] = index["entries"]
-        if not all(_is_entry(entry, index["nbytes"]) for entry in self._entries.values()):
+        if not all(is_entry(entry, index["nbytes"]) for entry in self._entries.values()):
             raise QuantError(_damaged_index(folder))
         self._memory = _map(folder / DATA_FILE, index["nbytes"])
 
@@ -252,7 +252,7 @@ def _map(path: Path, expected_nbytes: int) -> mmap.mmap:
     )
 
 
-def _is_entry(entry: Any, nbytes: int) -> bool:
+def is_entry(entry: Any, nbytes: int) -> bool:
     """Whether an entry of an index describes a weight that lies within the file."""
     try:
         for part in entry["parts"].values():

@@ -32,6 +32,7 @@ from quant.copy import (
     DATA_FILE,
     INDEX_FILE,
     Weight,
+    is_entry,
     part_bytes,
     weight_parts,
 )
@@ -114,18 +115,18 @@ class CopyWriter:
 
     def _go_on(self) -> None:
         """Take over what an earlier writer has left, as far as it is sound."""
-        lines = _read_journal(self._journal)
+        size = self._file.seek(0, os.SEEK_END)
+        lines = _read_journal(self._journal, size)
         header = {"version": COPY_VERSION}
         if not lines or lines[0][0] != header:
             lines = []
         synced = max((line["synced"] for line, _ in lines if "synced" in line), default=0)
-        size = self._file.seek(0, os.SEEK_END)
         end_of_data, end_of_journal = 0, lines[0][1] if lines else 0
         for line, end in lines[1:]:
             if "entry" in line:
                 parts = line["entry"]["parts"].values()
                 stop = max((part["offset"] + part["nbytes"] for part in parts), default=0)
-                if stop > size or (stop > synced and not self._is_sound(parts)):
+                if stop < end_of_data or (stop > synced and not self._is_sound(parts)):
                     break
                 self._entries[line["name"]] = line["entry"]
                 end_of_data = stop
@@ -269,7 +270,16 @@ def _append_line(journal: FileIO, line: Mapping[str, Any]) -> None:
     _write_all(journal, b"%08x " % zlib.crc32(text) + text + b"\n")
 
 
-def _read_journal(journal: FileIO) -> list[tuple[dict[str, Any], int]]:
+def _is_line(line: Any, data_nbytes: int) -> bool:
+    """Whether a journal may have such a line beside so many bytes of data."""
+    if not isinstance(line, dict):
+        return False
+    if "entry" in line:
+        return isinstance(line.get("name"), str) and is_entry(line["entry"], data_nbytes)
+    return type(line.get("synced", line.get("version"))) is int
+
+
+def _read_journal(journal: FileIO, data_nbytes: int) -> list[tuple[dict[str, Any], int]]:
     """Its sound lines up to the first that is not, each with the offset where it ends."""
     lines: list[tuple[dict[str, Any], int]] = []
     end = 0
@@ -279,9 +289,12 @@ def _read_journal(journal: FileIO) -> list[tuple[dict[str, Any], int]]:
             checksum, text = raw[:8], raw[9:-1]
             if not raw.endswith(b"\n") or int(checksum, 16) != zlib.crc32(text):
                 break
-            lines.append((json.loads(text), end))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not _is_line(line, data_nbytes):
+            break
+        lines.append((line, end))
     return lines
 
 

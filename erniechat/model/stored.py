@@ -153,7 +153,9 @@ def parse_header(path: Path, header: ShardHeader) -> list[StoredTensor]:
         entries = json.loads(header.text.decode("utf-8"), object_pairs_hook=_without_repeats)
         if not isinstance(entries, dict):
             raise _HeaderError("the header is not a JSON object")
-        entries.pop("__metadata__", None)
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise _HeaderError("the metadata is not text by name")
         tensors = [_tensor(path, name, entry) for name, entry in entries.items()]
         start = LENGTH_NBYTES + len(header.text)
         tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
