@@ -235,11 +235,11 @@ class Heat:
             self._clock += 1
             row[list(expert_ids)] = self._clock
 
-    def pass_token(self, num_tokens: int = 1) -> None:
+    def pass_token(self) -> None:
         """Let older uses fade: newer ones weigh more, and now and then all are scaled back."""
         if not self._by_use:
             return
-        self._unit *= self._growth**num_tokens
+        self._unit *= self._growth
         if self._unit > 1e100:
             self._heat /= self._unit
             self._unit = 1.0

@@ -123,7 +123,7 @@ class DiskExpertStore:
         else:
             out = self._chunk(layer_idx, hidden_states, topk_ids, topk_weights)
         if layer_idx == self._last_layer:
-            self._heat.pass_token(len(topk_ids))
+            self._heat.pass_token()  # a chunk of a prompt counts, and fades, as one token
         return out
 
     def _token(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Experts on disk with a cache in RAM: the results of resident ones, whoever is in the cache."""
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,57 @@ def test_guesses_do_not_push_out_what_is_being_used(copy):
             arguments = (layer, hidden, ids[:, :2], weights[:, :2])
             assert torch.equal(store.forward(*arguments), resident.forward(*arguments))
     assert store.num_ahead > 0
+
+
+def codes_of(weights: ExpertWeights) -> torch.Tensor:
+    return weights.gate_up.parts["codes"]
+
+
+def test_a_slot_is_not_given_away_while_it_is_being_filled(copy, monkeypatch):
+    preadv, slow = os.preadv, threading.Event()
+
+    def dawdling(handle, buffers, offset):
+        if not slow.is_set():
+            slow.set()
+            time.sleep(0.1)
+        return preadv(handle, buffers, offset)
+
+    cache = ExpertCache(copy.path, stored(copy), 1)
+    monkeypatch.setattr(os, "preadv", dawdling)
+    first, second = ExpertKey(1, 0), ExpertKey(2, 3)
+    cache.fetch(first, lambda: second)
+    slow.wait(5)
+    cache.fetch(second, lambda: first)
+    found = cache.take(second)
+    time.sleep(0.15)  # a reader that was still on its way would write by now
+    assert torch.equal(codes_of(found), copy["2.3.gate_up"].parts["codes"])
+
+
+def test_reads_that_come_in_small_pieces_are_put_together(copy, monkeypatch):
+    preadv = os.preadv
+    cache = ExpertCache(copy.path, stored(copy), 2)
+    monkeypatch.setattr(
+        os, "preadv", lambda handle, buffers, offset: preadv(handle, [buffers[0][:4096]], offset)
+    )
+    key = ExpertKey(4, 7)
+    cache.fetch(key, lambda: key)
+    assert torch.equal(codes_of(cache.take(key)), copy["4.7.gate_up"].parts["codes"])
+    assert torch.equal(cache.take(key).down.parts["absmax"], copy["4.7.down"].parts["absmax"])
+
+
+@pytest.mark.parametrize("by_use", [True, False])
+def test_a_long_prompt_does_not_push_out_what_replies_use(copy, by_use):
+    store = disk_store(copy, 14, by_use=by_use)  # six favourites, and a layer's eight experts
+    favourites = (torch.ones(1, HIDDEN), torch.tensor([[1, 6]]), torch.ones(1, 2))
+    for _ in range(30):
+        for layer in LAYERS:
+            store.forward(layer, *favourites)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(20):
+        for layer in LAYERS:
+            store.forward(layer, *routing(64, generator))
+    before = store.uses[1].experts_run
+    for layer in LAYERS:
+        store.forward(layer, *favourites)
+    read_again = store.uses[1].experts_run - before
+    assert (read_again == 0) == by_use
