@@ -184,3 +184,11 @@ def test_the_21b_model_in_six_gib_of_gpu():
     assert "KV cache of 8,192 tokens" in page
     assert "erniechat doctor" in page
     assert "tok/s" in format_plan(plan, Speeds(gpu=1e12, ram=6e10))
+
+
+def test_ram_must_hold_what_the_gpu_does_not_and_no_more():
+    gpu = 10_000 + SMALL_KV + 500 + 1000 * 100
+    plan = small_plan(gpu, 300 + 728 * 100, has_disk=False)
+    assert [plan.num_experts(place) for place in plan.places] == [1000, 728]
+    with pytest.raises(MemoryLimitError, match=r"experts 71\.1 KiB; give 71\.4KiB or more"):
+        small_plan(gpu, 300 + 728 * 100 - 1, has_disk=False)
