@@ -1,7 +1,7 @@
 """What each key does in the prompt, and where a message ends."""
 
 from prompt_toolkit.application import get_app
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
@@ -35,8 +35,9 @@ def unquoted(text: str) -> str:
 def editing_keys(folds: Folds) -> KeyBindings:
     """The keys that edit, then those that stand for a command."""
     keys = KeyBindings()
+    editing = ~is_searching  # what is typed after Ctrl-R is not the message
 
-    @keys.add("enter", eager=True)
+    @keys.add("enter", eager=True, filter=editing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state and buffer.complete_state.current_completion:
@@ -49,8 +50,8 @@ def editing_keys(folds: Folds) -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @keys.add("c-j", eager=True)
-    @keys.add("escape", "enter", eager=True)
+    @keys.add("c-j", eager=True, filter=editing)
+    @keys.add("escape", "enter", eager=True, filter=editing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
@@ -58,7 +59,7 @@ def editing_keys(folds: Folds) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text(folds.fold(event.data))
 
-    @keys.add("backspace")
+    @keys.add("backspace", filter=editing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         mark = folds.mark_before(buffer.document.text_before_cursor)
@@ -69,7 +70,7 @@ def editing_keys(folds: Folds) -> KeyBindings:
 
 
 def _add_commands(keys: KeyBindings) -> None:
-    @keys.add("escape", "escape")
+    @keys.add("escape", "escape", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
         if not event.current_buffer.text:
             event.current_buffer.text = "/edit"
@@ -79,7 +80,7 @@ def _add_commands(keys: KeyBindings) -> None:
     def _(event: KeyPressEvent) -> None:
         event.app.exit(result="/thoughts")
 
-    @keys.add("c-c", eager=True)
+    @keys.add("c-c", eager=True, filter=~is_searching)
     @keys.add("<sigint>", eager=True)
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:

@@ -207,3 +207,9 @@ def test_tab_completes_commands_settings_and_values(keys: PipeInput):
     assert offered("/think o") == ["on", "off"]
     assert offered("/help st") == ["stats"]
     assert offered("hello /s") == []
+
+
+def test_ctrl_c_leaves_the_search_and_keeps_the_line(keys: PipeInput):
+    chat = Chat(keys, [words("x")])
+    chat.type("hello one", "line\x12hel\x03 two")
+    assert chat.backend.asked[-1].messages[-1].content == "line two"

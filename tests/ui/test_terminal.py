@@ -207,3 +207,20 @@ def test_one_shot_without_cursor_motion_sends_no_escape(flags: tuple[str, ...], 
     with erniechat("thinks", "-p", "hi", *MODEL, *flags, TERM=term) as run:
         assert run.end() == 0
         assert b"\x1b" not in run.bytes
+
+
+def test_an_earlier_message_is_found_and_sent_again():
+    with erniechat("plain", *MODEL, height=40) as run:
+        for number, text in enumerate(("hello one", "other"), 1):
+            ready(run)
+            run.send(f"{text}\r")
+            run.wait(lambda number=number: run.text.count("tok/s") == number)
+        ready(run)
+        run.send("\x12hel")
+        run.wait(r"I-search backward: *hel")
+        run.wait("hello one")
+        run.send("\r")
+        run.wait(lambda: "I-search" not in run.text)
+        run.send("\r")
+        run.wait(lambda: run.text.count("tok/s") == 3)
+        assert run.text.count("› hello one") == 2
