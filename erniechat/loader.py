@@ -13,6 +13,7 @@ from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import expert_places, fit, this_machine
+from erniechat.hub.feed import check_online
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
@@ -75,6 +76,7 @@ def load_engine(
         try:
             plan = make_plan(files, options)
         except ShardsNeeded as exc:
+            check_online(exc.hub, offline=options.offline)
             fetch_all(exc.hub, report)
             plan = make_plan(files, options)
         set_threads(options.threads)

@@ -11,7 +11,8 @@ import platformdirs
 import torch
 
 from erniechat.errors import ModelError, UsageError
-from erniechat.hub.fetch import shard_header
+from erniechat.hub.feed import check_online
+from erniechat.hub.fetch import has_header, shard_header
 from erniechat.hub.listing import HubModel
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
@@ -71,7 +72,7 @@ def make_plan(files: ModelFiles, options: LoadOptions) -> Plan:
     if files.folder.is_file():
         checkpoint: Checkpoint = GgufCheckpoint(files.folder)
     else:
-        headers = _headers(files.hub) if files.hub else {}
+        headers = _headers(files.hub, offline=options.offline) if files.hub else {}
         if files.hub and any(QUANTIZED_MARK in header.text for header in headers.values()):
             raise ShardsNeeded(files.hub)
         checkpoint = Checkpoint(files.folder, headers)
@@ -130,9 +131,11 @@ def context_length(options: LoadOptions, config: ModelConfig) -> int:
     return options.ctx or min(longest, DEFAULT_MAX_CONTEXT)
 
 
-def _headers(hub: HubModel) -> dict[str, ShardHeader]:
+def _headers(hub: HubModel, *, offline: bool) -> dict[str, ShardHeader]:
     """Headers of the shards that are not here."""
     missing = hub.missing
+    if not all(has_header(hub, shard) for shard in missing):
+        check_online(hub, offline=offline)
     with ThreadPoolExecutor(NUM_HEADER_REQUESTS) as pool:
         headers = pool.map(lambda shard: shard_header(hub, shard), missing)
         return {shard.name: header for shard, header in zip(missing, headers, strict=True)}

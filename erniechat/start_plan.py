@@ -9,7 +9,7 @@ from pathlib import Path
 
 from erniechat.errors import DiskLimitError, ErnieChatError, MemoryLimitError
 from erniechat.fetch_plan import Disk, FetchPlan, plan_fetch
-from erniechat.hub.feed import missing_nbytes
+from erniechat.hub.feed import check_online, missing_nbytes
 from erniechat.memory_plan import MemoryPlan
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
@@ -82,9 +82,12 @@ def check_disk(plan: Plan, options: LoadOptions) -> FetchPlan:
     for a copy it is done in memory.
 
     Raises:
+        ModelNotFoundError: If something is to be fetched and the network may not be used.
         DiskLimitError: If they do not, naming what fits.
     """
     fetch = fetch_plan(plan, options)
+    if fetch.download_nbytes and plan.hub:
+        check_online(plan.hub, offline=options.offline)
     if fetch.fits or not fetch.download_nbytes:
         return fetch
     need = max(fetch.needs, key=lambda need: need.lacking_nbytes)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from erniechat.errors import ModelNotFoundError
 from erniechat.hub.failures import Stopped
 from erniechat.hub.fetch import fetch_shard
 from erniechat.hub.listing import HubFile, HubModel
@@ -164,6 +165,23 @@ def discard(model: HubModel, shard: HubFile) -> None:
     link.unlink(missing_ok=True)
     if target.parent == blobs:
         target.unlink(missing_ok=True)
+
+
+def check_online(model: HubModel, *, offline: bool) -> None:
+    """Refuse to fetch what is missing where the network may not be used.
+
+    Raises:
+        ModelNotFoundError: With the number of files and their size.
+    """
+    from huggingface_hub import constants
+
+    if (offline or constants.HF_HUB_OFFLINE) and model.missing:
+        why = "--offline" if offline else "HF_HUB_OFFLINE is set"
+        raise ModelNotFoundError(
+            f"offline ({why}), and {len(model.missing)} of {len(model.shards)} files of "
+            f"{model.name} are not in the cache ({sum(missing_nbytes(model)) / 1e9:.1f} GB)",
+            "go online to fetch them, or use a complete model: erniechat cache ls",
+        )
 
 
 def missing_nbytes(model: HubModel) -> list[int]:

@@ -34,6 +34,12 @@ SHA256_DIGITS = 64
 Report = Callable[[int], None]
 
 
+def has_header(model: HubModel, shard: HubFile) -> bool:
+    """Whether `shard_header` needs no network."""
+    here = (model.folder / shard.name).exists()
+    return here or (model.record / f"{shard.name}.header").exists()
+
+
 def shard_header(model: HubModel, shard: HubFile) -> ShardHeader:
     """The header of a shard: from the file, from the record, or from the hub.
 

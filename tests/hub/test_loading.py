@@ -100,6 +100,19 @@ def test_originals_are_discarded_as_their_weights_are_in_the_copy(hub: Hub, home
     assert hub.log == []
 
 
+def test_offline_what_is_missing_is_counted_and_nothing_is_asked(hub: Hub, home: Path) -> None:
+    load_engine(OPTIONS)
+    for path in list(home.glob("hub/models--*/snapshots/*/*.safetensors"))[:2]:
+        path.resolve().unlink()
+        path.unlink()
+    hub.log.clear()
+    text = r"offline \(--offline\), and 2 of 3 files of owner/mini are not in .* \(0\.0 GB\); go"
+    with pytest.raises(ModelNotFoundError, match=text):
+        load_engine(LoadOptions(model="owner/mini", quant="nf4", offline=True))
+    load_engine(LoadOptions(model="owner/mini", quant="int8", offline=True))
+    assert hub.log == []
+
+
 NAME = SHARDS[1]
 FAULTS = {
     "dropped": {"kind": "drop", "after": 100_000},
