@@ -9,6 +9,7 @@ what torch holds, or the weights that llama.cpp puts there; both without the dri
 """
 
 import argparse
+import gc
 import json
 import sys
 from pathlib import Path
@@ -34,17 +35,21 @@ def measure(llama_bench: str, gguf: str) -> None:
         sys.stdout.flush()
 
     for num_resident in OURS:
+        gc.collect()  # graphs and what they hold refer to each other
+        before = torch.cuda.memory_allocated()
         decoder = build("nf4", num_resident)
         time_decode(decoder, 5)
         speed = 1e3 / time_decode(decoder, 50)
         prefill = 512 / prefill_seconds(decoder, 512)
-        held = torch.cuda.memory_allocated() / 1e9
+        held = (torch.cuda.memory_allocated() - before) / 1e9
         point(engine="erniechat", experts=num_resident, GB=held, decode=speed, prefill=prefill)
         decoder.experts.close()
         del decoder
+    gc.collect()
+    before = torch.cuda.memory_allocated()
     decoder = build_resident("nf4")
     speed = 1e3 / time_resident(decoder, 512)
-    held = torch.cuda.memory_allocated() / 1e9
+    held = (torch.cuda.memory_allocated() - before) / 1e9
     point(engine="erniechat", experts=1728, GB=held, decode=speed)
     del decoder
     torch.cuda.empty_cache()
