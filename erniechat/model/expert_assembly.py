@@ -170,8 +170,9 @@ def _shares(
     if row_shares is None:
         experts = [pool.expert_in(row) for row in host.data[:NUM_MEASURED]]
         row_shares = {}
+        per_layer = len(places.ram) / len(config.moe_layers)
         for size in BUCKETS if experts else ():
             rows_each = max(1, size * config.num_experts_per_tok // config.num_experts)
             seconds = measure_expert_seconds(native, experts, rows_each)
-            row_shares[size] = row_share(pool.slot_nbytes, costs.bus, seconds)
+            row_shares[size] = row_share(per_layer, pool.slot_nbytes, costs.bus, seconds)
     return cpu_share, row_shares

@@ -12,6 +12,8 @@ from quant.kernels.native import read_probe
 
 PROBE_NBYTES = 128 << 20
 NUM_PROBES = 5
+REST_SECONDS = 6e-4  # of the CPU in a layer of a prompt's chunk; measured, as is the next
+CROWDED = 1.15  # how much longer the CPU takes while the bus reads the same memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,23 @@ def cpu_shares(num_experts_per_tok: int, expert_nbytes: int, costs: SharingCosts
     ]
 
 
-def row_share(expert_nbytes: int, bus: float, expert_seconds: float) -> float:
+def row_share(num_experts: float, expert_nbytes: int, bus: float, expert_seconds: float) -> float:
     """Which share of a layer's experts in the host's memory the CPU should run for a prompt.
 
-    All of them are used by some of its tokens; CPU and bus should end at the same time.
+    All of them are used by some of its tokens; CPU and bus should end at the same time. The bus
+    works through the whole layer, since experts are brought ahead of time; the CPU rests while
+    the GPU attends and routes, and is slower beside the bus than alone.
 
     Args:
+        num_experts: That lie there, of a layer.
         expert_nbytes: That the GPU reads of one.
         bus: Bytes a second that it reads.
-        expert_seconds: What the CPU takes for one and its rows.
+        expert_seconds: What the CPU takes for one and its rows, alone.
     """
     bus_seconds = expert_nbytes / bus
-    return bus_seconds / (bus_seconds + expert_seconds)
+    cpu_seconds = CROWDED * expert_seconds
+    ahead = num_experts * bus_seconds - REST_SECONDS
+    return max(0.0, ahead / (num_experts * (bus_seconds + cpu_seconds)))
 
 
 def measure_expert_seconds(

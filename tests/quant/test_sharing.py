@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from quant.errors import QuantError
-from quant.experts.sharing import SharingCosts, cpu_shares, measure_sharing_costs
+from quant.experts.sharing import (
+    CROWDED,
+    REST_SECONDS,
+    SharingCosts,
+    cpu_shares,
+    measure_sharing_costs,
+    row_share,
+)
 
 EXPERT_NBYTES = 6_266_880
 
@@ -44,3 +51,10 @@ def test_speeds_must_be_positive():
 def test_speeds_can_be_measured():
     costs = measure_sharing_costs(torch.device("cpu"))
     assert 1e8 < costs.ram < 1e13
+
+
+def test_for_a_prompt_cpu_and_bus_end_together():
+    share = row_share(32, EXPERT_NBYTES, 50e9, 200e-6)
+    cpu = REST_SECONDS + 32 * share * CROWDED * 200e-6
+    assert cpu == pytest.approx(32 * (1 - share) * EXPERT_NBYTES / 50e9)
+    assert row_share(1, EXPERT_NBYTES, 50e9, 200e-6) == 0  # not worth a handoff
