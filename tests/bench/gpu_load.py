@@ -17,7 +17,8 @@ import torch
 from erniechat.model.assembly import assemble
 from erniechat.model.conversion import Formats
 from erniechat.model.synthetic import with_layers
-from quant.copy import CopyWriter, QuantizedCopy
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
 from quant.formats import format_named
 from quant.kernels import backend_for
 from tests.bench.gpu_step import DEVICE, SHAPE_21B, RepeatedExperts, report
