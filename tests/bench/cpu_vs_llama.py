@@ -13,6 +13,7 @@ prompt's tokens share fewer experts, so quote prefill with all 64. llama.cpp's s
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as cli.py does, before torch is imported
 
 import torch
 
