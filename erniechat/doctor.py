@@ -109,14 +109,15 @@ def _budgets(
     speeds = cost_model(found, device, plan.config.num_hidden_layers)
     place: TierName = "RAM" if machine.gpu is None else "GPU"
     memory = machine.gpu or machine.ram
-    most = memory_plan(plan, _asking(options, place, f"{memory.total_nbytes}B"))
+    most = memory_plan(plan, _asking(options, place, f"{memory.total_nbytes}B"), machine=machine)
     beside = sum(item.nbytes for item in most.items[place])
     experts_nbytes = most.sizes.num_experts * most.sizes.expert_nbytes
     rows: list[dict[str, Any]] = []
     for share in SHARES if experts_nbytes else (1.0,):
         asked = least_size(int(beside + share * experts_nbytes))
         try:
-            found_plan = memory_plan(plan, _asking(options, place, asked))
+            asking = _asking(options, place, asked)
+            found_plan = memory_plan(plan, asking, machine=machine)
         except MemoryLimitError:
             continue
         rows.append(_row(FLAGS[place], asked, found_plan, speeds))

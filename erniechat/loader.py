@@ -12,7 +12,7 @@ from erniechat.chat.sessions import kept_folder
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
-from erniechat.fit import expert_places, fit, this_machine
+from erniechat.fit import Machine, expert_places, fit, this_machine
 from erniechat.hub.feed import check_online
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
 from erniechat.model.assembly import assemble
@@ -176,8 +176,19 @@ def set_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
-def memory_plan(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> MemoryPlan:
+def memory_plan(
+    plan: Plan,
+    options: LoadOptions,
+    warn: Warn | None = None,
+    machine: Machine | None = None,
+) -> MemoryPlan:
     """Where every byte of a model goes on this machine, known before a weight is read.
+
+    Args:
+        plan: The model.
+        options: How it is held.
+        warn: Told, in one line, what is wrong with the routing profile.
+        machine: As it was, to compare plans; by default as it is now.
 
     Raises:
         UsageError: If a flag asks for more memory than there is.
@@ -188,7 +199,7 @@ def memory_plan(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> M
     counts = None if profile is None else profile.counts
     context = context_length(options, plan.config)
     try:
-        return fit(sizes, options, context, counts, this_machine(plan.device))
+        return fit(sizes, options, context, counts, machine or this_machine(plan.device))
     except MemoryLimitError as exc:
         if plan.quant not in ("bf16", "int8"):
             raise

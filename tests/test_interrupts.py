@@ -81,7 +81,8 @@ def test_a_terminal_that_is_gone_ends_the_chat_and_keeps_what_was_written(tmp_pa
     run.wait("ctx ")
     run.send("Go\r")
     run.wait("Two roads")
-    os.close(run.child.child_fd)
+    run.child.ptyproc.fileobj.close()
+    run.child.closed = run.child.ptyproc.closed = True  # or its number would be closed once more
     end = time.monotonic() + 5
     while not (found := os.waitpid(run.child.pid, os.WNOHANG))[0]:
         assert time.monotonic() < end
