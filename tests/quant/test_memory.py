@@ -1,5 +1,6 @@
 """Free and allowed bytes, from made-up control groups and a made-up GPU."""
 
+import mmap
 from types import SimpleNamespace
 
 import psutil
@@ -149,9 +150,11 @@ def test_without_proc_the_peak_is_getrusages_in_its_platforms_unit(
 
 def test_a_peak_stays_when_the_memory_is_gone():
     before = process_memory()
-    block = bytearray(b"x") * (64 * 2**20)
+    block = mmap.mmap(-1, 64 * 2**20)  # malloc might reuse what the process holds
+    for _ in range(64):
+        block.write(b"x" * 2**20)
     during = process_memory()
-    del block
+    block.close()
     after = process_memory()
     assert during.rss_nbytes - before.rss_nbytes > 48 * 2**20
     assert after.rss_nbytes < during.rss_nbytes
