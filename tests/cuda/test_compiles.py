@@ -14,21 +14,32 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quant.kernels.triton import decode, sampling
+from quant.kernels.triton import chunk_kernels, decode, sampling
 
 TYPES = {
-    "*fp32": "logits largest scores given penalty best absmax xs squares",
+    "*fp32": "logits largest scores given penalty best absmax xs squares x router bias weights",
     "*fp64": "controls",
-    "*i64": "choice found counts masses state winners token best_at",
-    "*i32": "counter codes xq",
+    "*i64": "choice found counts masses state winners token best_at slot_of slots hits ids",
+    "*i32": "counter codes xq cpu_share number num_asked ranks fill pos_of",
+    "*bf16": "norm",
+    "*i8": "on_cpu",
     "*u8": "seen",
-    "i32": "num_tokens",
-    "fp32": "eps",
+    "i32": "num_tokens layer_idx num_slots",
+    "i64": "request row_ids row_weights",
+    "fp32": "eps norm_min",
 }
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names.split()}
 ROUND = {"BLOCK": sampling.BLOCK, "PTX": True}
 HEAD = {"HIDDEN": 2560, "PADDED_GROUPS": 256, "ROWS": 16, "WARPS": 8, "PTX": True, "BITS": 8}
+EXPERTS = {"NUM_EXPERTS": 64, "TOP_K": 6}
+ROUTE = {"HIDDEN": 2560, "PADDED_HIDDEN": 4096, "PADDED_GROUPS": 256, "PADDED_EXPERTS": 64}
+ROUTE |= {"PTX": True, **EXPERTS}
+ROWS = {"PADDED": 128, "SHARED": 2, "MAX_ROWS": 1024, **EXPERTS}
 KERNELS = {
+    "route": (decode.route_kernel, {"ASKS": False, **ROUTE}),
+    "route and ask": (decode.route_kernel, {"ASKS": True, **ROUTE}),
+    "route rows": (chunk_kernels.route_rows_kernel, {"ASKS": False, **ROWS}),
+    "route and send rows": (chunk_kernels.route_rows_kernel, {"ASKS": True, **ROWS}),
     "begin": (sampling.begin_kernel, {"ROWS": 16}),
     "pick": (sampling.pick_kernel, {"NUM": 6464, "PADDED": 8192}),
     "draw": (sampling.draw_kernel, {"K": True, "P": True, "BLOCK": 512, "PADDED": 256}),
@@ -41,8 +52,8 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_kernel_compiles_for_hopper(name):
     kernel, sizes = KERNELS[name]
-    sizes = {**sizes, "PDL": False}
     names = kernel.arg_names
+    sizes = {**sizes, "PDL": False} if "PDL" in names else sizes
     signature = {n: "constexpr" if n in sizes else TYPE_OF[n] for n in names}
     constants = {(names.index(n),): value for n, value in sizes.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

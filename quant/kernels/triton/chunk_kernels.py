@@ -7,6 +7,7 @@ the KV cache, and how many of the chunk's tokens are real; the rest fill it up t
 import triton
 import triton.language as tl
 
+from quant.kernels.triton.routing import choose_experts
 from quant.kernels.triton.tiles import multiply
 
 
@@ -122,16 +123,7 @@ def route_rows_kernel(
     i = tl.arange(0, PADDED)
     real = i < NUM_EXPERTS
     z = tl.load(logits + token * NUM_EXPERTS + i, mask=real, other=-float("inf"))
-    p = tl.exp(z - tl.max(z))
-    p = p / tl.sum(p)
-    biased = p + tl.load(bias + i, mask=real, other=0.0)
-    biased = tl.where(real, biased, -float("inf"))
-    ahead = biased[None, :] > biased[:, None]
-    ahead = ahead | ((biased[None, :] == biased[:, None]) & (i[None, :] < i[:, None]))
-    rank = tl.sum(ahead.to(tl.int32), 1)
-    chosen = (rank < TOP_K) & real
-    total = tl.maximum(tl.sum(tl.where(chosen, p, 0.0)), norm_min)
-    share = (p / total).to(tl.bfloat16).to(tl.float32)  # the rounding of transformers
+    chosen, rank, _, share = choose_experts(z, bias, i, real, norm_min, TOP_K)
     shared = (i >= NUM_EXPERTS) & (i < NUM_EXPERTS + SHARED)
     column = tl.where(shared, TOP_K + i - NUM_EXPERTS, rank)
     share = tl.where(shared, 1.0, share)

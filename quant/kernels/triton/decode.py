@@ -19,6 +19,7 @@ from quant.kernels.triton.dots import (
     rms_scale,
     store_quantized,
 )
+from quant.kernels.triton.routing import choose_experts
 
 
 @triton.jit
@@ -143,18 +144,8 @@ def route_kernel(
         i = tl.arange(0, PADDED_EXPERTS)
         real = i < NUM_EXPERTS
         z = tl.load(logits + i, mask=real, other=-float("inf"), cache_modifier=".cg")
-        p = tl.exp(z - tl.max(z))
-        p = p / tl.sum(p)
-        biased = p + tl.load(bias + i, mask=real, other=0.0)
-        biased = tl.where(real, biased, -float("inf"))
-        # How many stand before an expert: of equals the one with the lower id.
-        ahead = biased[None, :] > biased[:, None]
-        ahead = ahead | ((biased[None, :] == biased[:, None]) & (i[None, :] < i[:, None]))
-        rank = tl.sum(ahead.to(tl.int32), 1)
-        chosen = (rank < TOP_K) & real
-        total = tl.maximum(tl.sum(tl.where(chosen, p, 0.0)), norm_min)
+        chosen, rank, ahead, share = choose_experts(z, bias, i, real, norm_min, TOP_K)
         slot = tl.load(slot_of + i, mask=real, other=NO_SLOT)
-        share = (p / total).to(tl.bfloat16).to(tl.float32)  # the rounding of transformers
         if ASKS:
             asked, resident = choose_cpu_share(slot, chosen, ahead, num_slots, cpu_share)
             slot = tl.where(asked, NO_SLOT, slot)
