@@ -32,7 +32,6 @@ from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
-from quant.experts.sharing import measure_sharing_costs
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
 from quant.memory import gpu_memory
@@ -156,7 +155,6 @@ def _adapter(
     return ExpertAdapter(
         store,
         plan.config.moe_layers,
-        measure_sharing_costs(plan.device),
         None if profile is None else profile.counts,
         0.0 if profile is None else profile.num_tokens,
         AdaptationPolicy(is_on=options.adapt),

@@ -16,6 +16,7 @@ from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated
 from quant.experts.sharing import (
+    SharingCosts,
     cpu_shares,
     measure_expert_seconds,
     measure_sharing_costs,
@@ -148,10 +149,11 @@ def _tiered_experts(
     for key, expert in copies.items():
         on_cpu[key.layer_idx][key.expert_idx] = expert
     server = ExpertServer(on_cpu, config.num_hidden_layers, config.hidden_size, native, pinned=True)
-    cpu_share, row_shares = _shares(config, native, pool, host, places)
+    costs = measure_sharing_costs(pool.data.device)
+    cpu_share, row_shares = _shares(config, native, pool, host, places, costs)
     return TieredExpertStore(
         pool, host, slots, config.num_hidden_layers, num_shared, formats.linear_backend, server,
-        native, copies, cpu_share, row_shares, NUM_STAGED,
+        native, copies, cpu_share, row_shares, NUM_STAGED, costs=costs,
     )  # fmt: skip
 
 
@@ -161,10 +163,10 @@ def _shares(
     pool: ExpertPool,
     host: HostPool,
     places: ExpertPlaces,
+    costs: SharingCosts,
 ) -> tuple[Sequence[int], Mapping[int, float]]:
     """Who runs the experts in pinned memory, measured where it is not given."""
     cpu_share, row_shares = places.cpu_share, places.row_shares
-    costs = measure_sharing_costs(pool.data.device)
     if cpu_share is None:
         cpu_share = cpu_shares(config.num_experts_per_tok, pool.slot_nbytes, costs)
     if row_shares is None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from quant.experts.adaptation import AdaptationPolicy, MoveCosts, RecentCounts, plan_swaps
 from quant.experts.placement import ExpertKey
-from quant.experts.sharing import SharingCosts
 from quant.experts.tiered import TieredExpertStore
 
 GPU_NBYTES_PER_SECOND = 1e12  # that decoding reads of a GPU's memory, to an order of magnitude
@@ -16,7 +15,6 @@ class ExpertAdapter:
     Args:
         store: Whose experts move.
         layers: Layers that have experts.
-        costs: Of this machine.
         prior: Counts of earlier conversations by layer; None if there are none.
         prior_tokens: Tokens that these come from.
         policy: When a swap is worth it; its switch turns all off.
@@ -29,7 +27,6 @@ class ExpertAdapter:
         self,
         store: TieredExpertStore,
         layers: Sequence[int],
-        costs: SharingCosts,
         prior: Mapping[int, Sequence[float]] | None,
         prior_tokens: float,
         policy: AdaptationPolicy,
@@ -37,7 +34,7 @@ class ExpertAdapter:
         self._store = store
         self._layers = layers
         self._policy = policy
-        size = store.pool.slot_nbytes
+        size, costs = store.pool.slot_nbytes, store.costs
         self._costs = MoveCosts(
             expert_nbytes=2 * size,  # one comes, one goes
             bus_nbytes_per_second=costs.bus,

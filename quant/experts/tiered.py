@@ -14,6 +14,7 @@ from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
+from quant.experts.sharing import SharingCosts
 from quant.experts.store import TierUse
 from quant.kernels.base import ExpertWeights, KernelBackend
 from quant.kernels.native.serve import ExpertServer
@@ -41,8 +42,10 @@ class TieredExpertStore(PooledExpertStore):
         num_staged: Experts that a prompt's chunk brings to the GPU before it comes to their
             layer, so that the bus does not rest: those used most. The pool has free slots for
             twice as many.
+        costs: Of this machine.
 
     Attributes:
+        costs: As given, for whoever decides which experts move.
         cpu_share: int32 on the device.
         decode_hits: int64 ``[2]`` on the device: experts that decoded tokens found in the GPU's
             memory, and such that they read through the bus.
@@ -71,9 +74,11 @@ class TieredExpertStore(PooledExpertStore):
         cpu_share: Sequence[int],
         row_shares: Mapping[int, float] | None = None,
         num_staged: int = 0,
+        *,
+        costs: SharingCosts,
     ) -> None:
         super().__init__(pool, slots, num_layers, num_shared, backend)
-        self.host, self.server = host, server
+        self.host, self.server, self.costs = host, server, costs
         self._cpu_backend = cpu_backend
         self._copies = dict(copies)
         taken = {slot for layer in slots.values() for slot in layer}
@@ -167,9 +172,7 @@ class TieredExpertStore(PooledExpertStore):
         Raises:
             QuantError: If they are not where that is possible.
         """
-        self._settle_hits()
-        self._swap(promoted, demoted)
-        self._publish({promoted.layer_idx, demoted.layer_idx})
+        self.swap_all([(promoted, demoted)])
 
     def swap_all(self, pairs: Sequence[tuple[ExpertKey, ExpertKey]]) -> None:
         """`swap` for many pairs of a promoted and a demoted expert."""

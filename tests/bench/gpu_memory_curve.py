@@ -26,8 +26,9 @@ def measure(llama_bench: str, gguf: str) -> None:
     import torch
 
     from tests.bench.gpu_step import build as build_resident
+    from tests.bench.gpu_step import prefill_seconds
     from tests.bench.gpu_step import time_decode as time_resident
-    from tests.bench.gpu_tiers import build, prefill_seconds, time_decode
+    from tests.bench.gpu_tiers import build, time_decode
     from tests.bench.tiers_vs_llama import llama
 
     def point(**row: object) -> None:

@@ -56,6 +56,7 @@ HUB_CONFIG = {
 SHAPE_21B = family_of(HUB_CONFIG).parse_config(HUB_CONFIG)
 NUM_DISTINCT_EXPERTS = 8
 DEVICE = torch.device("cuda")
+NUM_PREFILLS = 7  # of which two warm up
 
 
 class RepeatedExperts(MemoryWeights):
@@ -192,10 +193,11 @@ def check_against_eager(decoder: Decoder, num_layers: int = 28) -> None:
     )
 
 
-def time_prefill(decoder: Decoder, length: int) -> None:
+def prefill_seconds(decoder: Decoder, length: int) -> float:
+    """A median over prompts read from nothing."""
     ids = torch.randint(0, SHAPE_21B.vocab_size, (length,)).tolist()
     times = []
-    for _ in range(7):
+    for _ in range(NUM_PREFILLS):
         kv_cache = decoder.new_kv_cache(length + 8)
         torch.cuda.synchronize()
         began = time.perf_counter()
@@ -203,7 +205,11 @@ def time_prefill(decoder: Decoder, length: int) -> None:
             decoder.forward(ids[at : at + 512], kv_cache)
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    seconds = statistics.median(times[2:])
+    return statistics.median(times[2:])
+
+
+def time_prefill(decoder: Decoder, length: int) -> None:
+    seconds = prefill_seconds(decoder, length)
     report(
         event="prefill", tokens=length, ms=round(1e3 * seconds, 2), tok_s=round(length / seconds)
     )

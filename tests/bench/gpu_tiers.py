@@ -24,10 +24,12 @@ from quant.kernels import backend_for
 from quant.kernels.native import num_threads, read_probe, set_num_threads
 from tests.bench.gpu_step import (
     DEVICE,
+    NUM_PREFILLS,
     SHAPE_21B,
     RepeatedExperts,
     filled_cache,
     greedy_graph,
+    prefill_seconds,
     report,
 )
 
@@ -117,27 +119,12 @@ def skew(decoder: Decoder, wanted: float) -> None:
     report(event="skew", share=round(share, 3), bias=bias)
 
 
-def prefill_seconds(decoder: Decoder, length: int) -> float:
-    """A median over prompts read from nothing."""
-    ids = torch.randint(0, SHAPE_21B.vocab_size, (length,)).tolist()
-    times = []
-    for _ in range(6):
-        kv_cache = decoder.new_kv_cache(length + 8)
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for at in range(0, length, 512):
-            decoder.forward(ids[at : at + 512], kv_cache)
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
-
-
 def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None:
     """One row: speed of a prompt, and what the CPU took for its share."""
     before = decoder.experts.server.use
     seconds = prefill_seconds(decoder, length)
     after = decoder.experts.server.use
-    num_layers = 6 * len(SHAPE_21B.moe_layers) * -(-length // 512)
+    num_layers = NUM_PREFILLS * len(SHAPE_21B.moe_layers) * -(-length // 512)
     report(
         event="prefill", tokens=length, ms=round(1e3 * seconds, 2), tok_s=round(length / seconds),
         label=label, rows_a_layer=(after.num_rows - before.num_rows) // num_layers,

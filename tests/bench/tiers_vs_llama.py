@@ -13,8 +13,8 @@ import json
 import statistics
 import subprocess
 
-from tests.bench.gpu_step import report
-from tests.bench.gpu_tiers import build, prefill_seconds, skew, time_decode
+from tests.bench.gpu_step import prefill_seconds, report
+from tests.bench.gpu_tiers import build, skew, time_decode
 
 CASES = ((14, 864), (27, 64))  # layers whose experts llama.cpp leaves on the CPU; our experts there
 

@@ -8,6 +8,7 @@ from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, split_gated
+from quant.experts.sharing import SharingCosts
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels.native import NativeBackend
 from quant.kernels.native.library import find_library
@@ -96,6 +97,7 @@ class TieredModel(Model):
             pool, host, slots, CONFIG.num_hidden_layers, 2, backend, server, native,
             {key: experts[key.layer_idx][key.expert_idx] for key in copies}, self.shares,
             {32: self.row_share, 128: self.row_share, 512: self.row_share}, NUM_STAGED,
+            costs=SharingCosts(ram=1e10, bus=1e10),
         )  # fmt: skip
         embedding = embedding.to(DEVICE)
         on_device = {n: QuantLinear(w.to(DEVICE), backend) for n, w in linears.items()}
