@@ -15,6 +15,7 @@ from erniechat.fit import expert_places, fit, this_machine
 from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
 from erniechat.generation.sampling import Sampler
 from erniechat.loader import load_engine, set_threads
+from erniechat.machine import keep_figures, kept_figures
 from erniechat.memory_plan import model_sizes
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
@@ -50,7 +51,7 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
         return measure_quality(load, bench, report)
     began = time.perf_counter()
     report("loading")
-    decoder, quant, weights_nbytes = _model(load, bench)
+    decoder, quant, weights_nbytes = _model(load, bench, report)
     needed = bench.prompt_tokens + bench.new_tokens
     longest = context_length(load, decoder.config)
     if needed > longest:
@@ -65,7 +66,9 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     return _result(load, bench, decoder, quant, weights_nbytes, load_seconds, runs[1:])
 
 
-def _model(load: LoadOptions, bench: BenchOptions) -> tuple[Decoder, str, int]:
+def _model(
+    load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
+) -> tuple[Decoder, str, int]:
     """The model to measure, the name of its format and the bytes of its weights."""
     if bench.synthetic is None:
         engine = load_engine(load)
@@ -82,9 +85,12 @@ def _model(load: LoadOptions, bench: BenchOptions) -> tuple[Decoder, str, int]:
     try:
         sizes = model_sizes(config, family.tensors(config).values(), formats)
         tokens = max(load.ctx or 0, bench.prompt_tokens + bench.new_tokens)
-        places = expert_places(fit(sizes, load, tokens, None, this_machine(device)))
+        figures = kept_figures(device, keep=load.keep_speeds)
+        memory = fit(sizes, load, tokens, None, this_machine(device))
+        places = expert_places(memory, load, figures)
         weights = random_weights(config, family, formats)
         decoder = assemble(config, weights, formats, device, getattr(torch, load.dtype), places)
+        keep_figures(figures, report)
     except (MemoryError, torch.OutOfMemoryError) as exc:
         raise MemoryLimitError(
             f"random {quant} weights of {bench.synthetic} do not fit into the free memory",
@@ -169,7 +175,7 @@ def _result(
             "host_peak": process_memory().peak_rss_nbytes,
             "gpu_peak": torch.cuda.max_memory_allocated(decoder.device) if on_gpu else 0,
         },
-        "read_speeds": measured_speeds(),
+        "read_speeds": measured_speeds(decoder.device),
         "experts": {
             "hit_rate": decoder.experts.hit_rate,
             "nbytes_per_token": {

@@ -1,24 +1,26 @@
 """`erniechat doctor`: what this machine reads a second, and what that gives a model per budget."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 
 from erniechat.errors import ErnieChatError, MemoryLimitError
 from erniechat.fit import this_machine
 from erniechat.loader import memory_plan
+from erniechat.machine import figures_path, keep_figures, kept_figures
 from erniechat.memory_plan import FLAGS, MemoryPlan, Speeds, TierName
+from erniechat.model.config import ModelConfig
+from erniechat.model.machine_costs import BUCKETS, expert_seconds, random_experts
 from erniechat.options import LoadOptions
-from erniechat.planning import choose_device, make_plan
+from erniechat.planning import Plan, choose_device, make_plan
 from erniechat.resolve import locate
 from erniechat.sizes import least_size, shown_size
-from quant.experts.sharing import measure_sharing_costs
-from quant.speeds import measure_disk, measure_gpu, measure_ram
+from quant.figures import MAX_AGE_SECONDS
+from quant.formats.base import Format
+from quant.kernels.native import NativeBackend
+from quant.speeds import measure_bus, measure_disk, measure_gpu, measure_ram
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 # What kernels reach of a plain read, and what a layer takes beside its weights: from decode speeds
@@ -27,17 +29,13 @@ KERNEL_SHARE = {"ram": 0.9, "gpu": 0.5}
 LAYER_SECONDS = {"cpu": 15e-6, "cuda": 28e-6}
 HANDOFF_SECONDS = 20e-6
 GB = 1e9
+NAMES = {"ram": "RAM", "gpu": "GPU memory", "bus": "bus to the GPU", "disk": "disk"}
 
 Report = Callable[[str], None]
 
 
-def speeds_path() -> Path:
-    """Where the measured speeds are kept."""
-    return platformdirs.user_cache_path("erniechat") / "machine.json"
-
-
 def measure_machine(device: torch.device, report: Report) -> dict[str, float]:
-    """Bytes a second by place, measured now and kept for `known_speeds`.
+    """Bytes a second by place, measured now and kept in the place of what was known.
 
     Args:
         device: That the model would run on.
@@ -47,29 +45,31 @@ def measure_machine(device: torch.device, report: Report) -> dict[str, float]:
     found = {"ram": measure_ram()}
     if device.type == "cuda":
         report("measuring the GPU and the bus")
-        found |= {"gpu": measure_gpu(device), "bus": measure_sharing_costs(device).bus}
+        found |= {"gpu": measure_gpu(device), "bus": measure_bus(device)}
     report("measuring the disk")
+    folder = figures_path().parent
     try:
-        found["disk"] = measure_disk(speeds_path().parent)
-        speeds_path().write_text(json.dumps(found), encoding="utf-8")
+        found["disk"] = measure_disk(folder)
     except OSError as exc:
-        report(f"the disk of {speeds_path().parent} cannot be measured: {exc.strerror}")
+        report(f"the disk of {folder} cannot be measured: {exc.strerror}")
+    figures = kept_figures(device)
+    figures.forget()  # what was measured by a start, too
+    figures.put(found)
+    keep_figures(figures, report)
     return found
 
 
-def measured_speeds() -> dict[str, float]:
-    """What `measure_machine` found when it last ran; empty if it never did."""
-    try:
-        found = json.loads(speeds_path().read_text("utf-8"))
-        return {str(name): float(speed) for name, speed in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+def measured_speeds(device: torch.device) -> dict[str, float]:
+    """What was measured of this machine by `measure_machine` or a start; empty if nothing was."""
+    figures = kept_figures(device)
+    return {name: speed for name in NAMES if (speed := figures.get(name)) is not None}
 
 
 def known_speeds(device: torch.device, num_layers: int) -> Speeds | None:
     """What the cost model makes of `measured_speeds`; None without them."""
-    found = measured_speeds()
-    return cost_model(found, device, num_layers) if found else None
+    found = measured_speeds(device)
+    needed = "gpu" if device.type == "cuda" else "ram"  # a start measures no GPU
+    return cost_model(found, device, num_layers) if needed in found else None
 
 
 def cost_model(found: Mapping[str, float], device: torch.device, num_layers: int) -> Speeds:
@@ -92,19 +92,37 @@ def run_doctor(options: LoadOptions, report: Report) -> dict[str, Any]:
     """
     device = choose_device(options.device)
     found = measure_machine(device, report)
-    result: dict[str, Any] = {"bytes_per_second": found, "model": options.model}
+    kept = str(figures_path())
+    result: dict[str, Any] = {"bytes_per_second": found, "kept": kept, "model": options.model}
     try:
-        result["budgets"] = _budgets(options, device, found)
+        plan = make_plan(locate(options), options)
+        if device.type == "cuda" and plan.config.moe_layers:
+            report("measuring experts on the CPU")
+            measure_experts(plan.config, plan.formats.linear, device, report)
+        result["budgets"] = _budgets(plan, options, device, found)
     except ErnieChatError as exc:
         result["no_prediction"] = str(exc)
     return result
 
 
+def measure_experts(
+    config: ModelConfig, weight_format: Format, device: torch.device, report: Report
+) -> None:
+    """Measure what the CPU takes for a prompt's rows, so that the next start need not."""
+    native = NativeBackend()
+    if native.why_not(weight_format.name, torch.device("cpu")):
+        return
+    figures = kept_figures(device)
+    experts = random_experts(config, weight_format, native)
+    for size in BUCKETS:
+        expert_seconds(config, figures, native, experts, size)
+    keep_figures(figures, report)
+
+
 def _budgets(
-    options: LoadOptions, device: torch.device, found: Mapping[str, float]
+    plan: Plan, options: LoadOptions, device: torch.device, found: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """A plan for each share of the experts that the fast memory might hold."""
-    plan = make_plan(locate(options), options)
     machine = this_machine(device)
     speeds = cost_model(found, device, plan.config.num_hidden_layers)
     place: TierName = "RAM" if machine.gpu is None else "GPU"
@@ -141,11 +159,12 @@ def _row(flag: str, asked: str, plan: MemoryPlan, speeds: Speeds) -> dict[str, A
 
 def format_doctor(result: Mapping[str, Any]) -> str:
     """The result for people."""
-    names = {"ram": "RAM", "gpu": "GPU memory", "bus": "bus to the GPU", "disk": "disk"}
     lines = [
-        f"{names[name]:<16}{speed / GB:>9.1f} GB/s"
+        f"{NAMES[name]:<16}{speed / GB:>9.1f} GB/s"
         for name, speed in result["bytes_per_second"].items()
     ]
+    days = round(MAX_AGE_SECONDS / 86_400)
+    lines.append(f"kept for starts and plans, at most {days} days: {result['kept']}")
     if why := result.get("no_prediction"):
         return "\n".join([*lines, "", f"no prediction for {result['model']}: {why}"]) + "\n"
     rows: Sequence[Mapping[str, Any]] = result["budgets"]

@@ -19,9 +19,10 @@ from erniechat.memory_plan import (
     plan_memory,
 )
 from erniechat.model.config import ModelConfig
-from erniechat.model.expert_assembly import FREE_SLOTS, ExpertPlaces
+from erniechat.model.expert_assembly import FREE_SLOTS, NUM_STAGED, ExpertPlaces
 from erniechat.options import LoadOptions
 from erniechat.sizes import size_nbytes
+from quant.figures import KeptFigures
 from quant.memory import DeviceMemory, gpu_memory, host_memory, process_memory
 
 MIB = 1 << 20
@@ -121,9 +122,24 @@ def fit(
     return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
 
 
-def expert_places(plan: MemoryPlan) -> ExpertPlaces:
-    """Which experts of a model on a GPU live elsewhere."""
+def expert_places(
+    plan: MemoryPlan, options: LoadOptions, figures: KeptFigures | None = None
+) -> ExpertPlaces:
+    """Which experts of a model on a GPU live elsewhere, and who runs these.
+
+    Args:
+        plan: Says where each lives.
+        options: May say who runs them.
+        figures: What is known of this machine; gets what is measured.
+    """
     if plan.fixed_place != "GPU":
         return ExpertPlaces()
     experts = dict(zip(plan.places, plan.placement.experts, strict=True))
-    return ExpertPlaces(experts.get("RAM", ()), experts.get("disk", ()))
+    return ExpertPlaces(
+        experts.get("RAM", ()),
+        experts.get("disk", ()),
+        options.cpu_share,
+        options.prompt_cpu_share,
+        NUM_STAGED if options.stage else 0,
+        figures,
+    )

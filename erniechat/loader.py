@@ -14,6 +14,7 @@ from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import Machine, expert_places, fit, this_machine
 from erniechat.hub.feed import check_online
+from erniechat.machine import keep_figures, kept_figures
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
@@ -128,11 +129,14 @@ def _assembled(plan: Plan, options: LoadOptions, weights: WeightSource, warn: Wa
     for tries_left in reversed(range(NUM_TRIES)):
         memory = check_memory(plan, options, warn)
         residency = _residency(memory, weights, options, warn)
-        places = expert_places(memory)
+        figures = kept_figures(plan.device, keep=options.keep_speeds)
+        places = expert_places(memory, options, figures)
         try:
-            return assemble(
+            decoder = assemble(
                 plan.config, weights, plan.formats, plan.device, dtype, places, residency
             )
+            keep_figures(figures, warn)
+            return decoder
         except torch.OutOfMemoryError:
             if not tries_left or plan.device.type != "cuda":
                 raise

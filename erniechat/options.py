@@ -56,6 +56,22 @@ class LoadOptions:
     read_ahead: bool = setting(
         False, "read experts from disk on a guess of the next layer's choice, before it is made"
     )
+    cpu_share: float | None = setting(
+        None,
+        "share of a token's experts in RAM that the CPU runs while the GPU reads the others; "
+        "default: as measured",
+        low=0.0,
+        high=1.0,
+    )
+    prompt_cpu_share: float | None = setting(
+        None, "the same of a prompt's; default: as measured", low=0.0, high=1.0
+    )
+    stage: bool = setting(
+        True, "bring experts from RAM to the GPU before a prompt comes to their layer"
+    )
+    keep_speeds: bool = setting(
+        True, "keep the measured speeds of this machine; without, each start measures them"
+    )
     threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
     offline: bool = setting(False, "never use the network")
     copy: bool = setting(True, "keep a quantized copy on disk and start from it")

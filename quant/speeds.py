@@ -1,40 +1,94 @@
-"""How many bytes a second this machine reads: from RAM, from a GPU's memory, and from a disk."""
+"""How fast this machine is: bytes a second from RAM, bus, GPU and disk; its CPU's experts."""
 
 import mmap
 import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quant.experts.cache import BLOCK, NUM_READERS, open_direct
+from quant.kernels.base import ExpertWeights, KernelBackend
 from quant.kernels.native import read_probe
 from quant.kernels.native.library import find_library
 
 PROBE_NBYTES = 256 << 20
+BUS_PROBE_NBYTES = 128 << 20
 GPU_PROBE_NBYTES = 1 << 30
 READ_NBYTES = 6 << 20  # about an expert of the 21B model
 NUM_PROBES = 5
 
 
-def _median_speed(nbytes: int, read: Callable[[], object]) -> float:
+def _median_speed(nbytes: int, read: Callable[[], object], num_probes: int = NUM_PROBES) -> float:
+    return nbytes / _median_seconds(read, num_probes)
+
+
+def _median_seconds(run: Callable[[], object], num_probes: int = NUM_PROBES) -> float:
     seconds = []
-    for _ in range(NUM_PROBES):
+    for _ in range(num_probes):
         began = time.perf_counter()
-        read()
+        run()
         seconds.append(time.perf_counter() - began)
-    return nbytes / sorted(seconds)[NUM_PROBES // 2]
+    return sorted(seconds)[num_probes // 2]
 
 
-def measure_ram() -> float:
-    """Bytes a second of a plain read on all threads, the most that kernels can reach."""
-    buffer = torch.ones(PROBE_NBYTES // 8, dtype=torch.int64)
+def measure_ram(buffer: Tensor | None = None, num_probes: int = NUM_PROBES) -> float:
+    """Bytes a second of a plain read on all threads, the most that kernels can reach.
+
+    Args:
+        buffer: Memory that was written to, too large for caches; by default some of its own.
+        num_probes: The median of so many is taken.
+    """
+    if buffer is None:
+        buffer = torch.ones(PROBE_NBYTES // 8, dtype=torch.int64)
     has_probe = not isinstance(find_library(), str)
-    return _median_speed(PROBE_NBYTES, lambda: read_probe(buffer) if has_probe else buffer.sum())
+    words = buffer.view(-1).view(torch.int64)
+    read = (lambda: read_probe(words)) if has_probe else (lambda: words.sum())
+    return _median_speed(words.nbytes, read, num_probes)
+
+
+def measure_bus(
+    device: torch.device,
+    host: Tensor | None = None,
+    there: Tensor | None = None,
+    num_probes: int = NUM_PROBES,
+) -> float:
+    """Bytes a second from pinned memory to a GPU; on the CPU those of a copy.
+
+    Args:
+        device: The GPU.
+        host: Pinned memory; by default some of its own.
+        there: As large on the device, with nothing in it that is needed.
+        num_probes: The median of so many is taken.
+    """
+    if host is None or there is None:
+        host = torch.zeros(BUS_PROBE_NBYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        there = torch.empty_like(host, device=device)
+
+    def copy() -> None:
+        there.copy_(host)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return _median_speed(host.nbytes, copy, num_probes)
+
+
+def measure_expert_seconds(
+    backend: KernelBackend, experts: Sequence[ExpertWeights], rows_each: int
+) -> float:
+    """What the CPU takes for an expert that so many rows of a prompt have chosen."""
+    hidden_size = experts[0].down.shape[0]
+    num_rows = rows_each * len(experts)
+    rows = torch.ones(num_rows, hidden_size, dtype=torch.bfloat16)
+    ids = (torch.arange(num_rows) % len(experts))[:, None]
+    weights = torch.ones(num_rows, 1)
+    seconds = _median_seconds(lambda: backend.routed_experts(rows, ids, weights, experts))
+    return seconds / len(experts)
 
 
 def measure_gpu(device: torch.device) -> float:

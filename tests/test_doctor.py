@@ -10,13 +10,30 @@ import torch
 from erniechat import doctor, fit
 from erniechat.backend import ExpertUse
 from erniechat.cli import main
+from erniechat.machine import figures_path, kept_figures
 from erniechat.memory_plan import Speeds
+from erniechat.model.config import ModelConfig
+from erniechat.model.families import family_of
+from erniechat.model.machine_costs import BUCKETS, expert_seconds, random_experts
 from erniechat.options import LoadOptions
 from erniechat.ui.stats import experts_text
 from quant import speeds
+from quant.formats import FORMATS
+from quant.kernels.native import NativeBackend
 from quant.memory import ProcessMemory
 
 CPU = torch.device("cpu")
+SMALL: ModelConfig = family_of({"model_type": "ernie4_5_moe"}).parse_config(
+    {
+        "model_type": "ernie4_5_moe",
+        "hidden_size": 64,
+        "head_dim": 64,
+        "moe_intermediate_size": 64,
+        "moe_num_experts": 8,
+        "moe_k": 2,
+        "num_hidden_layers": 3,
+    }
+)
 FOUND = {"ram": 10e9, "disk": 1e9}
 
 
@@ -37,17 +54,44 @@ def test_ram_is_faster_than_any_disk(monkeypatch: pytest.MonkeyPatch):
     assert 5e8 < speeds.measure_ram() < 5e12
 
 
-def test_speeds_are_kept_for_the_plan(monkeypatch: pytest.MonkeyPatch):
+def test_the_bus_and_experts_are_measured():
+    assert 1e8 < speeds.measure_bus(CPU) < 1e13
+    seconds = {}
+    for factor in (1, 8):
+        experts = random_experts(SMALL, FORMATS["nf4"], NativeBackend())
+        seconds[factor] = speeds.measure_expert_seconds(NativeBackend(), experts, 32 * factor)
+    assert 2 < seconds[8] / seconds[1] < 32
+
+
+def test_the_doctor_refreshes_what_is_kept_and_says_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     assert doctor.known_speeds(CPU, 10) is None
+    old = kept_figures(CPU)
+    old.put({"ram": 1.0, "bus": 5e9})
+    old.save()
+    assert doctor.known_speeds(CPU, 10) is not None
     monkeypatch.setattr(doctor, "measure_ram", lambda: FOUND["ram"])
     monkeypatch.setattr(doctor, "measure_disk", lambda folder: FOUND["disk"])
-    doctor.speeds_path().parent.mkdir(parents=True)
-    assert doctor.measure_machine(CPU, lambda text: None) == FOUND
+    assert main(["doctor", "--4bit"]) == 0
+    assert f"at most 14 days: {figures_path()}" in capsys.readouterr().out
     assert doctor.known_speeds(CPU, 10) == Speeds(
         ram=9e9, disk=1e9, handoff_seconds=20e-6, token_seconds=10 * 15e-6
     )
-    doctor.speeds_path().write_text("[1]")
+    assert doctor.measured_speeds(CPU) == FOUND  # the bus of a start is not believed any more
+    figures_path().write_text("[1]")
     assert doctor.known_speeds(CPU, 10) is None
+
+
+def test_experts_that_the_doctor_measured_are_not_measured_by_the_next_start():
+    native = NativeBackend()
+    doctor.measure_experts(SMALL, FORMATS["nf4"], CPU, lambda text: None)
+    experts = random_experts(SMALL, FORMATS["nf4"], native)
+    figures = kept_figures(CPU)
+    for size in BUCKETS:
+        assert figures.get(f"expert nf4 128x64, {size // 4} rows")
+        expert_seconds(SMALL, figures, native, experts, size)
+    assert not figures._is_changed
 
 
 def test_more_memory_is_predicted_to_be_faster(
@@ -76,8 +120,9 @@ def test_the_plan_tells_the_speed_that_the_doctor_found(
 ):
     assert main(["plan", "mini"]) == 0
     assert "expected speed: not known; erniechat doctor" in capsys.readouterr().out
-    doctor.speeds_path().parent.mkdir(parents=True)
-    doctor.speeds_path().write_text(json.dumps(FOUND))
+    figures = kept_figures(CPU)
+    figures.put(FOUND)
+    figures.save()
     assert main(["plan", "mini", "--4bit"]) == 0
     page = capsys.readouterr().out
     # 3.5 MiB at 9 GB/s, and 15 µs a layer.

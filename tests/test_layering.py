@@ -44,6 +44,7 @@ RANKS = (
             "erniechat.fit",
             "erniechat.calibration",
             "erniechat.doctor",
+            "erniechat.machine",
             "erniechat.memory_plan",
             "erniechat.plan_text",
             "erniechat.profiles",

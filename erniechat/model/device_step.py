@@ -10,9 +10,9 @@ from torch import Tensor
 
 from erniechat.model.config import ModelConfig
 from erniechat.model.device_run import DeviceRun, PinnedMailbox
-from erniechat.model.expert_assembly import BUCKETS
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
+from erniechat.model.machine_costs import BUCKETS
 from erniechat.model.run_ahead import Drawing, TokenRun
 from quant.experts.pool import PooledExpertStore
 from quant.experts.tiered import TieredExpertStore

@@ -10,27 +10,21 @@ from torch import Tensor
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.family import routed_name
+from erniechat.model.machine_costs import BUCKETS, NUM_MEASURED, row_shares, sharing_costs
 from quant.copy import WeightSource
 from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated
-from quant.experts.sharing import (
-    SharingCosts,
-    cpu_shares,
-    measure_expert_seconds,
-    measure_sharing_costs,
-    row_share,
-)
+from quant.experts.sharing import cpu_shares
 from quant.experts.tiered import TieredExpertStore
+from quant.figures import KeptFigures
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native import NativeBackend
 from quant.kernels.native.serve import ExpertServer
 from quant.tensor import QuantTensor
 from quant.upload import Uploader
 
-BUCKETS = (32, 128, 512)  # sizes of a prompt's captured chunks; each compiles kernels of its own
-NUM_MEASURED = 8  # experts that the CPU runs to learn how fast it is
 NUM_STAGED = 8  # experts of a layer that a prompt brings to the GPU ahead of time
 FREE_SLOTS = 2 * NUM_STAGED + 1  # that a pool needs beside its experts if some live elsewhere
 
@@ -42,14 +36,19 @@ class ExpertPlaces:
     Attributes:
         ram: In pinned memory of the host.
         disk: Only in the mapped copy.
-        cpu_share: See `TieredExpertStore`; by default what suits this machine best.
-        row_shares: Likewise.
+        cpu_share: Which share of a token's experts outside the GPU's memory the CPU runs, from 0
+            to 1; by default what suits this machine best.
+        prompt_cpu_share: Likewise of those of a prompt's chunk and layer.
+        num_staged: See `TieredExpertStore`.
+        figures: What was measured of this machine, and gets what is measured.
     """
 
     ram: Collection[ExpertKey] = ()
     disk: Collection[ExpertKey] = ()
-    cpu_share: Sequence[int] | None = None
-    row_shares: Mapping[int, float] | None = None
+    cpu_share: float | None = None
+    prompt_cpu_share: float | None = None
+    num_staged: int = NUM_STAGED
+    figures: KeptFigures | None = None
 
 
 def expert_of(weights: WeightSource, layer_idx: int, expert_idx: int) -> ExpertWeights:
@@ -149,32 +148,18 @@ def _tiered_experts(
     for key, expert in copies.items():
         on_cpu[key.layer_idx][key.expert_idx] = expert
     server = ExpertServer(on_cpu, config.num_hidden_layers, config.hidden_size, native, pinned=True)
-    costs = measure_sharing_costs(pool.data.device)
-    cpu_share, row_shares = _shares(config, native, pool, host, places, costs)
+    figures = places.figures or KeptFigures(None, "")
+    free = pool.data[-FREE_SLOTS:]
+    costs = sharing_costs(figures, host.data, free)
+    most = config.num_experts_per_tok
+    shares: Sequence[int] = cpu_shares(most, pool.slot_nbytes, costs)
+    if places.cpu_share is not None:
+        shares = [round(places.cpu_share * outside) for outside in range(most + 1)]
+    of_rows: Mapping[int, float] = dict.fromkeys(BUCKETS, places.prompt_cpu_share or 0.0)
+    if places.prompt_cpu_share is None:
+        some = [pool.expert_in(row) for row in host.data[:NUM_MEASURED]]
+        of_rows = row_shares(config, figures, some, len(host.data), costs)
     return TieredExpertStore(
         pool, host, slots, config.num_hidden_layers, num_shared, formats.linear_backend, server,
-        native, copies, cpu_share, row_shares, NUM_STAGED, costs=costs,
+        native, copies, shares, of_rows, places.num_staged, costs=costs,
     )  # fmt: skip
-
-
-def _shares(
-    config: ModelConfig,
-    native: NativeBackend,
-    pool: ExpertPool,
-    host: HostPool,
-    places: ExpertPlaces,
-    costs: SharingCosts,
-) -> tuple[Sequence[int], Mapping[int, float]]:
-    """Who runs the experts in pinned memory, measured where it is not given."""
-    cpu_share, row_shares = places.cpu_share, places.row_shares
-    if cpu_share is None:
-        cpu_share = cpu_shares(config.num_experts_per_tok, pool.slot_nbytes, costs)
-    if row_shares is None:
-        experts = [pool.expert_in(row) for row in host.data[:NUM_MEASURED]]
-        row_shares = {}
-        per_layer = len(places.ram) / len(config.moe_layers)
-        for size in BUCKETS if experts else ():
-            rows_each = max(1, size * config.num_experts_per_tok // config.num_experts)
-            seconds = measure_expert_seconds(native, experts, rows_each)
-            row_shares[size] = row_share(per_layer, pool.slot_nbytes, costs.bus, seconds)
-    return cpu_share, row_shares

@@ -1,17 +1,9 @@
 """Who runs the experts outside a GPU's memory: the CPU where they are, or the GPU over the bus."""
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from quant.errors import QuantError
-from quant.kernels.base import ExpertWeights, KernelBackend
-from quant.kernels.native import read_probe
 
-PROBE_NBYTES = 128 << 20
-NUM_PROBES = 5
 REST_SECONDS = 6e-4  # of the CPU in a layer of a prompt's chunk; measured, as is the next
 CROWDED = 1.15  # how much longer the CPU takes while the bus reads the same memory
 
@@ -77,36 +69,3 @@ def row_share(num_experts: float, expert_nbytes: int, bus: float, expert_seconds
     cpu_seconds = CROWDED * expert_seconds
     ahead = num_experts * bus_seconds - REST_SECONDS
     return max(0.0, ahead / (num_experts * (bus_seconds + cpu_seconds)))
-
-
-def measure_expert_seconds(
-    backend: KernelBackend, experts: Sequence[ExpertWeights], rows_each: int
-) -> float:
-    """What the CPU takes for an expert that so many rows of a prompt have chosen."""
-    hidden_size = experts[0].down.shape[0]
-    num_rows = rows_each * len(experts)
-    rows = torch.ones(num_rows, hidden_size, dtype=torch.bfloat16)
-    ids = (torch.arange(num_rows) % len(experts))[:, None]
-    times = []
-    for _ in range(NUM_PROBES):
-        began = time.perf_counter()
-        backend.routed_experts(rows, ids, torch.ones(num_rows, 1), experts)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[NUM_PROBES // 2] / len(experts)
-
-
-def measure_sharing_costs(device: torch.device) -> SharingCosts:
-    """The speeds of this machine, in about a tenth of a second."""
-    host = torch.zeros(PROBE_NBYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    there = torch.empty_like(host, device=device)
-    ram, bus = [], []
-    for _ in range(NUM_PROBES):
-        began = time.perf_counter()
-        read_probe(host)
-        ram.append(PROBE_NBYTES / (time.perf_counter() - began))
-        began = time.perf_counter()
-        there.copy_(host)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        bus.append(PROBE_NBYTES / (time.perf_counter() - began))
-    return SharingCosts(ram=sorted(ram)[NUM_PROBES // 2], bus=sorted(bus)[NUM_PROBES // 2])

@@ -1,0 +1,34 @@
+"""Where the measured figures of this machine are kept, and whose they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from erniechat import __version__
+from quant.figures import KeptFigures, machine_name
+
+
+def figures_path() -> Path:
+    """The file of measured figures."""
+    return platformdirs.user_cache_path("erniechat") / "machine.json"
+
+
+def kept_figures(device: torch.device, *, keep: bool = True) -> KeptFigures:
+    """What is known of this machine with a model on a device.
+
+    Args:
+        device: Where the model runs.
+        keep: Else nothing is known, and nothing will be kept.
+    """
+    path = figures_path() if keep else None
+    return KeptFigures(path, machine_name(device, f"erniechat {__version__}"))
+
+
+def keep_figures(figures: KeptFigures, warn: Callable[[str], None]) -> None:
+    """Write what was measured, if anything was; what fails costs the next start a measurement."""
+    try:
+        figures.save()
+    except OSError as exc:
+        warn(f"cannot keep the measured speeds in {figures_path()}: {exc.strerror}")
