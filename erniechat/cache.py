@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,16 @@ def copy_paths(name: str) -> list[Path]:
     """
     names = [copy["name"] for copy in list_copies() if copy["state"] == "finished"]
     if name != "all" and name not in names:
-        known = ", ".join(names) or "there is none"
-        raise UsageError(f'there is no finished quantized copy "{name}"', known)
+        raise UsageError(f'there is no finished quantized copy "{name}"', _nearest(name, names))
     return [copies_folder() / found for found in names if name in ("all", found)]
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """What to say to a name that there is no copy of."""
+    if not names:
+        return "there is none yet"
+    near = get_close_matches(name, names, 1)
+    return f"did you mean {near[0]}?" if near else "erniechat cache ls lists them"
 
 
 def remove_copy(name: str) -> int:
@@ -69,8 +78,7 @@ def remove_copy(name: str) -> int:
     copies = {copy["name"]: copy["nbytes"] for copy in list_copies()}
     names = list(copies) if name == "all" else [name]
     if name != "all" and name not in copies:
-        known = ", ".join(copies) or "there is none"
-        raise UsageError(f'there is no quantized copy "{name}"', known)
+        raise UsageError(f'there is no quantized copy "{name}"', _nearest(name, list(copies)))
     for found in names:
         try:
             shutil.rmtree(copies_folder() / found)

@@ -201,11 +201,13 @@ def _saved_session(arguments: Arguments) -> SavedChat | None:
 
 def _merge(arguments: Arguments, saved: SavedChat | None) -> tuple[Settings, list[str]]:
     """The settings from all that gives some, the weakest first, and warnings."""
-    from erniechat.ui.config import config_layer, preset_layer
+    from erniechat.ui.config import config_layer, preset_layer, project_layer
 
     config, warnings = config_layer()
+    project, more = project_layer()
+    warnings += more
     environment, warning = environment_layer(os.environ)
-    layers = [config, environment]
+    layers = [config, project, environment]
     if arguments.preset is not None:
         preset, more = preset_layer(arguments.preset)
         layers.append(preset)
@@ -242,7 +244,7 @@ def _helper(
     if command == "sessions":
         return _print(terminal, helpers.sessions_page(action, name, as_json=as_json))
     if command == "config":
-        return _print(terminal, helpers.config_page(action, settings))
+        return _print(terminal, helpers.config_page(action, settings, as_json=as_json))
     if command == "cache":
         from erniechat.cache import list_copies, remove_copy
 

@@ -1,6 +1,6 @@
 """Every error that a user can see, each with the exit status it ends the program with.
 
-ErnieChatError            1    a bug, or an error without a better place
+ErnieChatError            1    a bug, or a file that cannot be written
 ├── UsageError            2    a flag, a setting, an input file
 ├── ModelError            3    the model cannot be had or read
 │   ├── ModelNotFoundError

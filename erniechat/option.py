@@ -61,11 +61,11 @@ class Option:
         kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
         parts = [kind[self.type]]
         if self.spec.above is not None:
-            parts.append(f"above {self.spec.above:g}")
+            parts.append(f"above {_number(self.spec.above)}")
         if self.spec.low is not None:
-            parts.append(f"at least {self.spec.low:.16g}")
+            parts.append(f"at least {_number(self.spec.low)}")
         if self.spec.high is not None:
-            parts.append(f"at most {self.spec.high:.16g}")
+            parts.append(f"at most {_number(self.spec.high)}")
         return parts[0] + (" " + " and ".join(parts[1:]) if parts[1:] else "")
 
     def check(self, value: Any, source: str = "") -> None:
@@ -116,6 +116,11 @@ class Option:
         if value is None or self.breaks_rule(value):
             raise UsageError(f'{source or self.flag} must be {self.rule}, got "{text}"')
         return value
+
+
+def _number(value: float) -> str:
+    """A limit in full: 16, 0.5, 9223372036854775807."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def plain_type(annotation: Any) -> type:

@@ -189,6 +189,12 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        try:
+            "".encode(self.encoding)
+        except LookupError as exc:
+            raise UsageError(
+                f'--encoding must be a text encoding that Python knows, got "{self.encoding}"'
+            ) from exc
 
 
 def _options_of(owner: type) -> list[Option]:

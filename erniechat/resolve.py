@@ -30,9 +30,23 @@ def locate(options: LoadOptions) -> ModelFiles:
     """A model's files; of one on the hub the small ones are fetched, the weights are not.
 
     Raises:
-        UsageError: If the name is no folder, no GGUF file and not of the form owner/name.
+        UsageError: If the name is no folder, no GGUF file and not of the form owner/name, or if a
+            revision is asked of what is not on the hub.
         ModelError: If the model cannot be had.
     """
+    local = _locate_here(options)
+    if local is None:
+        hub = find_model(options.model, options.revision, offline=options.offline)
+        return ModelFiles(hub.folder, hub)
+    if options.revision is not None:
+        raise UsageError(
+            f'--revision is for a model on the hub, got "{options.revision}" for {options.model}'
+        )
+    return local
+
+
+def _locate_here(options: LoadOptions) -> ModelFiles | None:
+    """The files of a model that is on this machine by its name; None for one on the hub."""
     if options.model == BUILT_IN:
         return ModelFiles(checkpoint_folder())
     folder = Path(options.model).expanduser()
@@ -49,5 +63,4 @@ def locate(options: LoadOptions) -> ModelFiles:
             f'there is no folder "{options.model}"',
             f"name one, a model on the hub as owner/name, or {BUILT_IN}",
         )
-    hub = find_model(options.model, options.revision, offline=options.offline)
-    return ModelFiles(hub.folder, hub)
+    return None

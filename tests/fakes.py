@@ -151,8 +151,13 @@ class FakeBackend:
         tools: Sequence[dict[str, Any]] = (),
         think: ThinkMode = "auto",
     ) -> str:
-        body = "".join(f"<{m.role}> {m.content} </{m.role}>\n" for m in messages)
-        return body + "<assistant> "
+        asked = max((i for i, m in enumerate(messages) if m.role == "user"), default=-1)
+        shown = [  # as ERNIE's template has it, thoughts stay until the next question
+            f"<think> {m.thoughts} </think> {m.content}" if m.thoughts and i > asked else m.content
+            for i, m in enumerate(messages)
+        ]
+        pairs = zip(messages, shown, strict=True)
+        return "".join(f"<{m.role}> {text} </{m.role}>\n" for m, text in pairs) + "<assistant> "
 
     def count_prompt(
         self,

@@ -201,7 +201,7 @@ def test_one_shots_are_saved_only_if_asked_and_go_on_with_c(tmp_path: Path):
         "## You\n\nsecond\n\n## Answer\n\nThe answer is 42.\n"
     )
     (row,) = json.loads(run("plain", "sessions", "--json", **home).stdout)
-    assert (row["turns"], row["begins"]) == ("2", "first")
+    assert (row["turns"], row["begins"]) == (2, "first")
     assert run("plain", "sessions", "rm", row["id"], **home).returncode == 0
     assert run("plain", "sessions", **home).stdout == b"no saved conversations\n"
     assert run("plain", "-p", "x", "-c", **home).returncode == 2

@@ -162,5 +162,5 @@ def find_session(name: str = "", *, but: str = "") -> SavedChat:
         if path.stem == name:
             return load_session(path)
     known = ", ".join(path.stem for path in paths[:3])
-    hint = f"the newest are {known}; erniechat sessions ls lists all" if known else "there is none"
+    hint = f"the newest are {known}; erniechat sessions ls lists all" if known else "none is saved"
     raise UsageError(f'there is no session "{name}"', hint)

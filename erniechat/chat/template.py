@@ -14,7 +14,7 @@ from erniechat.chat.conversation import Message, ThinkingSupport, ThinkMode
 from erniechat.chat.quoting import quoted, quoted_message
 from erniechat.chat.sandbox import TemplateRefusal, make_environment
 from erniechat.chat.tags import END_THINK, THINK, Section, section_after, tags_in
-from erniechat.errors import CheckpointError, UsageError
+from erniechat.errors import CheckpointError, ContextLengthError, UsageError
 
 THINKING_MODEL = "baidu/ERNIE-4.5-21B-A3B-Thinking"
 
@@ -126,6 +126,7 @@ class ChatTemplate:
         Raises:
             UsageError: If the model cannot think as asked or takes no tools, or if the template
                 refuses the messages.
+            ContextLengthError: If the messages are longer than any context.
             CheckpointError: If the template fails.
         """
         if think == "on" and self.thinking == "never":
@@ -136,6 +137,12 @@ class ChatTemplate:
         if not messages:
             raise UsageError("a conversation must have at least one message, got none", "ask first")
         self._check_tools(messages, tools)
+        num_chars = sum(len(message.content) for message in messages)
+        if num_chars > MAX_PROMPT_CHARS // 2:
+            raise ContextLengthError(
+                f"the conversation has {num_chars:,} characters, more than any context holds",
+                "shorten it, or cut it with --overflow",
+            )
         data = [quoted_message(message.as_template_dict(), quote) for message in messages]
         shown = quoted(list(tools), quote) or None
         text = self._render(data, tools=shown, **_switch(self.thinking, think))

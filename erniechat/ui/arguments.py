@@ -13,6 +13,7 @@ from erniechat.options import (
     LoadOptions,
     SamplingOptions,
 )
+from erniechat.ui.command_words import check_words, command_of_help
 from erniechat.ui.parser import Parser, add_other, add_settings, new_parser, parse, settings_layer
 from erniechat.ui.settings import Layer
 from erniechat.ui.subcommands import (
@@ -37,16 +38,19 @@ EPILOG = """commands (each has --help):
   erniechat sessions      list, show or delete saved conversations: ls, show ID, rm ID
   erniechat config        where settings come from: path, show
   erniechat cache         quantized copies on disk: ls, rm NAME, verify NAME
+  erniechat profile       which experts are used most: show, calibrate, reset, export, import
+  erniechat doctor        what RAM, bus and disk read a second, and the speed to expect
   erniechat info          devices, kernels, versions, folders
   erniechat help          this page
 
 Every setting is also an environment variable and a key in config.toml: --top-p is
-ERNIECHAT_TOP_P and top_p. The first that is given counts: flag, preset, variable, config.toml,
-the checkpoint's own default. In the chat: /set top_p 0.9.
+ERNIECHAT_TOP_P and top_p. The first that is given counts: flag, preset, variable,
+.erniechat.toml of the project, config.toml, the checkpoint's own. In the chat: /set top_p 0.9.
 
 exit status:
-  0 answered    1 bug    2 usage    3 model not available    4 does not fit into memory
-  5 input longer than the context    6 answer breaks the asked-for structure
+  0 answered    1 bug, or what cannot be written    2 usage    3 model not available
+  4 does not fit into memory    5 input longer than the context
+  6 answer breaks the asked-for structure
   124 time limit    130 interrupted    143 terminated    141 reader of stdout went away"""
 
 STRUCTURES = ("json_schema", "grammar", "regex")
@@ -142,17 +146,14 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         UsageError: For an unknown flag, a bad value or flags that contradict each other.
     """
     words = list(argv)
-    if words[:1] == ["help"] and words[1:2] and words[1] in ("bench", *HELPERS, *MODEL_COMMANDS):
-        words = [words[1], "--help"]
+    if words[:1] == ["help"] and len(words) <= 2:
+        words = [name, "--help"] if (name := command_of_help(words)) else ["--help"]
     if words[:1] == ["bench"]:
         return _bench_arguments(words[1:])
     if words[:1] and words[0] in MODEL_COMMANDS:
         return _model_arguments(words)
     if words[:1] and words[0] in HELPERS:
-        flags, helper, as_json, page = parse_helper(words)
-        return Arguments(flags, helper=helper, json=as_json, help=page)
-    if words == ["help"]:
-        return Arguments(Layer("flag", {}), help=chat_parser().format_help())
+        return _helper_arguments(words)
     return _chat_arguments(words)
 
 
@@ -162,6 +163,15 @@ def _bench_arguments(argv: Sequence[str]) -> Arguments:
         return Arguments(Layer("flag", {}), help=page)
     flags = settings_layer(known)
     return Arguments(flags, json=known.json, bench=bench, version=known.version)
+
+
+def _helper_arguments(argv: Sequence[str]) -> Arguments:
+    known, helper, page = parse_helper(argv)
+    if page:
+        return Arguments(Layer("flag", {}), help=page)
+    flags = settings_layer(known) if hasattr(known, "bits") else Layer("flag", {})
+    as_json, preset = getattr(known, "json", False), getattr(known, "preset", None)
+    return Arguments(flags, helper=helper, json=as_json, preset=preset, version=known.version)
 
 
 def _model_arguments(argv: Sequence[str]) -> Arguments:
@@ -179,8 +189,8 @@ def _chat_arguments(argv: Sequence[str]) -> Arguments:
     known, words = parse(parser, argv)
     if known.help:
         return Arguments(Layer("flag", {}), help=parser.format_help())
-    if words == ["bench"]:
-        raise UsageError("bench comes first: erniechat bench …", 'to ask it: -p "bench"')
+    if known.prompt is None and "--" not in argv:
+        check_words(words)
     if len(known.prompt or []) > 1:
         raise UsageError("-p is given more than once; join the texts, or pipe one through stdin")
     asked = [(kind, text) for kind in STRUCTURES if (text := getattr(known, kind)) is not None]

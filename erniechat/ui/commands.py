@@ -119,18 +119,24 @@ def run_command(session: Session, word: str, argument: str) -> None:
     if word.replace("-", "_") in LIVE:
         set_command(session, f"{word} {argument}")
         return
-    names = [name for command in COMMANDS for name in (command.name, *command.aliases)]
-    names += LIVE
-    near = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
-    guess = f"did you mean {' or '.join('/' + name for name in near)}?" if near else "see /help."
+    guess = _guess(word) or "see /help."
     raise UsageError(f"no command /{word}", f"{guess} To send it as text: //{word}")
+
+
+def _guess(word: str) -> str:
+    """Which commands a word may have meant; empty if it is like none."""
+    names = [name for command in COMMANDS for name in (command.name, *command.aliases)]
+    near = difflib.get_close_matches(word, [*names, *LIVE], n=2, cutoff=0.6)
+    return f"did you mean {' or '.join('/' + name for name in near)}?" if near else ""
 
 
 def _help(session: Session, argument: str) -> None:
     if argument:
         command = find(argument.lstrip("/"))
         if command is None:
-            raise UsageError(f'no command "{argument}"', "see /help")
+            raise UsageError(
+                f'no command "{argument}"', _guess(argument.lstrip("/")) or "see /help"
+            )
         aliases = "".join(f", /{name}" for name in command.aliases)
         session.screen.line(f"{command.usage}{aliases}", style="bold")
         session.screen.line(command.summary)

@@ -1,8 +1,10 @@
 """A question that is longer than the context, cut on purpose."""
 
 import dataclasses
+import sys
 
 from erniechat.backend import ChatBackend
+from erniechat.errors import ContextLengthError
 from erniechat.ui.asking import Question
 from erniechat.ui.oneshot import Request
 
@@ -45,7 +47,10 @@ def fit(
 
 def _count(text: str, backend: ChatBackend, request: Request) -> int:
     raw = request.raw or not backend.info.has_chat_template
-    return dataclasses.replace(request, prompt=text).count_tokens(backend, raw)
+    try:
+        return dataclasses.replace(request, prompt=text).count_tokens(backend, raw)
+    except ContextLengthError:  # too long even to be counted
+        return sys.maxsize
 
 
 def _kept(text: str, policy: str, num_chars: int) -> str:

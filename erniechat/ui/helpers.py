@@ -7,11 +7,23 @@ from typing import Any
 from erniechat.chat.session_file import remove_session
 from erniechat.chat.sessions import find_session
 from erniechat.chat.transcript import transcript
-from erniechat.options import OPTIONS
-from erniechat.ui.config import config_path
-from erniechat.ui.session_commands import session_rows
+from erniechat.options import OPTIONS, SamplingOptions
+from erniechat.ui.config import config_path, project_path
+from erniechat.ui.session_commands import session_facts, session_rows
 from erniechat.ui.settings import Settings
 from erniechat.ui.text import gib, visible
+
+# What holds where a setting has no value; that of sampling is the model's.
+_UNSET = {
+    "ctx": "the model's",
+    "cpu_memory": "what is free",
+    "gpu_memory": "what is free",
+    "max_tokens": "what fits",
+    "save": "in the chat",
+    "seed": "random",
+    "think_budget": "none",
+    "threads": "physical cores",
+}
 
 Facts = Callable[[], dict[str, dict[str, str]]]
 
@@ -41,23 +53,38 @@ def sessions_page(action: str, name: str, *, as_json: bool) -> str:
         chat = find_session(name)
         kind = "json" if as_json else "md"
         return visible(transcript(chat.messages, kind)) + "".join(f"{d}\n" for d in chat.damage)
+    if as_json:
+        return json.dumps(session_facts()) + "\n"
     rows = session_rows()
     names = ("id", "date", "turns", "tokens", "begins")
-    if as_json:
-        return json.dumps([dict(zip(names, row, strict=True)) for row in rows]) + "\n"
     return columns([names, *rows]) if rows else "no saved conversations\n"
 
 
-def config_page(action: str, settings: Settings) -> str:
+def config_page(action: str, settings: Settings, *, as_json: bool) -> str:
     """`erniechat config path|show`: each value with its source."""
     if action == "path":
-        return f"{config_path()}\n"
+        files = [path for path in (config_path(), project_path()) if path is not None]
+        return json.dumps([str(path) for path in files]) + "\n" if as_json else f"{files[0]}\n"
+    values = {name: settings.values.get(name, option.default) for name, option in OPTIONS.items()}
+    if as_json:
+        facts = {n: {"value": v, "source": settings.origin(n)} for n, v in values.items()}
+        return json.dumps(facts) + "\n"
     rows = [("setting", "value", "source")]
-    for name, option in OPTIONS.items():
-        value = settings.values.get(name, option.default)
-        shown = "" if value is None else str(value)
-        rows.append((name, " ".join(shown.split())[:60], settings.origin(name)))
+    for name, value in values.items():
+        shown = " ".join(_in_words(name, value).split())[:60]
+        rows.append((name, shown, settings.origin(name)))
     return columns(rows)
+
+
+def _in_words(name: str, value: Any) -> str:
+    """A setting's value as config.toml has it, or what holds where none is set."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is not None:
+        return str(value)
+    if OPTIONS[name].owner is SamplingOptions:
+        return _UNSET.get(name, "the model's")
+    return _UNSET.get(name, "none")
 
 
 def cache_page(copies: Sequence[dict[str, Any]], *, as_json: bool) -> str:

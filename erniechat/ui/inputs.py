@@ -64,18 +64,18 @@ def decode(data: bytes, name: str, encoding: str = "utf-8", errors: str = "refus
         errors: refuse, or replace for U+FFFD in the place of what is no text.
 
     Raises:
-        UsageError: If they are not, with the offset of the first bad byte.
+        UsageError: If they are not, with the place of the first bad byte or zero.
     """
+    shown = "UTF-8" if encoding == "utf-8" else encoding
+    hint = "name its --encoding, or take --errors replace"
     try:
-        return data.decode(encoding, "strict" if errors == "refuse" else errors)
-    except LookupError as exc:
-        raise UsageError(f'--encoding "{encoding}" is none that Python knows') from exc
+        text = data.decode(encoding, "strict" if errors == "refuse" else errors)
     except UnicodeDecodeError as exc:
-        shown = "UTF-8" if encoding == "utf-8" else encoding
-        raise UsageError(
-            f"{name} is not {shown} text: byte 0x{data[exc.start]:02x} at offset {exc.start}",
-            "name its --encoding, or take --errors replace",
-        ) from exc
+        bad = f"byte 0x{data[exc.start]:02x} at offset {exc.start}"
+        raise UsageError(f"{name} is not {shown} text: {bad}", hint) from exc
+    if errors == "refuse" and "\0" in text:  # UTF-16 without its mark, or a binary file
+        raise UsageError(f"{name} is not {shown} text: character {text.index(chr(0))} is 0", hint)
+    return text
 
 
 def join_prompt(stdin: str, prompt: str | None, text: str) -> str:

@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
                 message = f"{flag} needs a value"
             elif problem.startswith("ignored explicit argument"):
                 message = f"{flag} takes no value"
+            elif choice := re.match(r"invalid choice: '(.*)' \(choose from (.*)\)", problem):
+                allowed = choice.group(2).replace("'", "")
+                message = f'{flag} must be one of {allowed}, got "{choice.group(1)}"'
             else:
                 message = f"{flag}: {problem}"
         raise UsageError(message, "erniechat --help lists the options")
@@ -106,7 +109,7 @@ def add_other(parser: Parser) -> "argparse._ArgumentGroup":
     """The flags that every command has."""
     group = parser.add_argument_group("other")
     group.add_argument("-h", "--help", action="store_true", help="this page")
-    group.add_argument("--version", action="store_true", help="the version; with -v more")
+    group.add_argument("-V", "--version", action="store_true", help="the version; with -v more")
     return group
 
 
@@ -126,7 +129,7 @@ def unknown_flag(word: str, flags: Sequence[str]) -> UsageError:
             "   (erniechat --help)"
         )
     near = difflib.get_close_matches(word, flags, n=1, cutoff=0.6)
-    guess = f". Did you mean {near[0]}?" if near else "."
+    guess = f". Did you mean {near[0]}?" if near else ""
     return UsageError(f"unknown option {word}{guess}   (erniechat --help)")
 
 

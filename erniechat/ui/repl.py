@@ -25,7 +25,7 @@ from erniechat.ui.settings import Settings
 from erniechat.ui.signals import Interrupted
 from erniechat.ui.stats import stats_tables, toolbar_text
 from erniechat.ui.terminal import Terminal
-from erniechat.ui.text import count
+from erniechat.ui.text import count, exchanges
 from erniechat.ui.tool_commands import ToolCommand
 from erniechat.ui.worker import Task, Worker
 
@@ -203,7 +203,7 @@ class Repl:
             for line in setup.saved.damage:
                 self._screen.note(line)
             tokens = count(session.num_context_tokens)
-            said = f"session {setup.saved.id} · {_exchanges(session)} · {tokens} tok"
+            said = f"session {setup.saved.id} · {exchanges(session.num_exchanges)} · {tokens} tok"
             self._screen.note(f"{said} · {setup.saved.title}")
             if session.draft:
                 self._screen.note("its last message was not answered; it is back in the prompt")
@@ -215,7 +215,7 @@ class Repl:
     def _say_goodbye(self) -> None:
         if self._screen.quiet:
             return
-        said = f" · {_exchanges(self._session)}" if self._session.num_exchanges else ""
+        said = f" · {exchanges(self._session.num_exchanges)}" if self._session.num_exchanges else ""
         if name := self._session.id:
             back = f"back with: erniechat -c   (or --resume {name})"
             self._screen.block(f"saved {name}{said} · {back}", style="dim")
@@ -277,8 +277,3 @@ class Repl:
         if session.settings.display.stats and not session.next_turn:
             for table in stats_tables(session):
                 self._screen.show(table)
-
-
-def _exchanges(session: Session) -> str:
-    number = session.num_exchanges
-    return f"{number} exchange{'s' if number != 1 else ''}"

@@ -118,7 +118,10 @@ class Session:
 
     @property
     def num_context_tokens(self) -> int:
-        """Tokens that the conversation takes in the context, exactly; 0 when it is empty."""
+        """Tokens that the conversation takes before the next message, exactly; 0 for an empty one.
+
+        Thoughts are not among them: a template shows those of an answer only until that message.
+        """
         if self._num_context_tokens is None:
             self._num_context_tokens = self._count() if self.conversation and not self.raw else 0
         return self._num_context_tokens
@@ -126,7 +129,8 @@ class Session:
     def _count(self) -> int:
         try:
             think = self.settings.think
-            return self.backend.count_prompt(self.conversation, tools=self.tools, think=think)
+            kept = [replace(message, thoughts=None) for message in self.conversation]
+            return self.backend.count_prompt(kept, tools=self.tools, think=think)
         except ErnieChatError:  # a template may refuse a conversation without a user
             return sum(self.backend.count_tokens(message.content) for message in self.conversation)
 

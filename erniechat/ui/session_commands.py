@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from erniechat.chat.sessions import find_session, load_session, session_paths
 from erniechat.chat.transcript import FORMATS, read_transcript, transcript
@@ -10,7 +11,7 @@ from erniechat.ui.config import config_path
 from erniechat.ui.files import check_writable, write_whole
 from erniechat.ui.screen import plain_table
 from erniechat.ui.session import Session
-from erniechat.ui.text import count
+from erniechat.ui.text import count, exchanges
 
 NUM_LISTED = 15
 
@@ -36,14 +37,36 @@ def sessions_command(session: Session, argument: str) -> None:
     session.screen.note("/resume ID goes on with one · erniechat sessions lists them all")
 
 
-def session_rows(limit: int | None = None) -> list[tuple[str, str, str, str, str]]:
-    """Id, date, exchanges, tokens written and first words of the newest sessions."""
-    rows = []
+def session_facts(limit: int | None = None) -> list[dict[str, Any]]:
+    """Id, date (ISO 8601), exchanges, tokens written and first words of the newest sessions."""
+    facts = []
     for path in session_paths()[:limit]:
         chat = load_session(path)
-        date = datetime.fromtimestamp(path.stat().st_mtime).strftime("%d %b %H:%M")
-        rows.append((chat.id, date, count(chat.num_exchanges), count(chat.num_tokens), chat.title))
-    return rows
+        date = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+        facts.append(
+            {
+                "id": chat.id,
+                "date": date.isoformat(timespec="seconds"),
+                "turns": chat.num_exchanges,
+                "tokens": chat.num_tokens,
+                "begins": chat.title,
+            }
+        )
+    return facts
+
+
+def session_rows(limit: int | None = None) -> list[tuple[str, str, str, str, str]]:
+    """The same in words."""
+    return [
+        (
+            fact["id"],
+            datetime.fromisoformat(fact["date"]).strftime("%d %b %H:%M"),
+            count(fact["turns"]),
+            count(fact["tokens"]),
+            fact["begins"],
+        )
+        for fact in session_facts(limit)
+    ]
 
 
 def resume_command(session: Session, argument: str) -> None:
@@ -54,8 +77,8 @@ def resume_command(session: Session, argument: str) -> None:
     session.resume(chat)
     for line in chat.damage:
         session.screen.note(line)
-    turns, tokens = count(session.num_exchanges), count(session.num_context_tokens)
-    session.screen.note(f"session {chat.id} · {turns} exchanges · {tokens} tok · {chat.title}")
+    turns, tokens = exchanges(session.num_exchanges), count(session.num_context_tokens)
+    session.screen.note(f"session {chat.id} · {turns} · {tokens} tok · {chat.title}")
 
 
 def fork_command(session: Session, argument: str) -> None:
@@ -80,7 +103,9 @@ def export_command(session: Session, argument: str) -> None:
     if not kind and path is not None:
         kind = path.suffix.removeprefix(".")
     if kind not in FORMATS:
-        raise UsageError(f'/export takes {", ".join(FORMATS)}, got "{argument}"')
+        raise UsageError(
+            f'/export takes {", ".join(FORMATS)}, got "{argument}"', "/export md notes.md"
+        )
     if not session.messages:
         raise UsageError("there is nothing to export yet")
     path = path or Path(f"erniechat-{session.id or 'chat'}.{kind}")
@@ -95,8 +120,8 @@ def load_command(session: Session, argument: str) -> None:
         raise UsageError("/load takes a path", "/load chat.json")
     messages = read_transcript(Path(argument).expanduser())
     session.replace_conversation(messages)
-    turns, tokens = count(session.num_exchanges), count(session.num_context_tokens)
-    session.screen.note(f"loaded {turns} exchanges, {tokens} tok")
+    turns, tokens = exchanges(session.num_exchanges), count(session.num_context_tokens)
+    session.screen.note(f"loaded {turns}, {tokens} tok")
 
 
 def log_command(session: Session, argument: str) -> None:

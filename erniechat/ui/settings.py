@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from erniechat.options import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # saves --help the time of importing it
 
 BUILT_IN = "built-in"
 PREFIX = "ERNIECHAT_"
+NEAR = 0.7  # of difflib's ratio: "temprature" is temperature, "preset" is not seed
 NOT_SETTINGS = {"ERNIECHAT_DEBUG"}
 
 
@@ -115,7 +116,8 @@ def environment_layer(environ: Mapping[str, str]) -> tuple[Layer, str]:
             values[option.name] = option.parse(environ[option.variable], option.variable)
     unknown = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
     warning = f"unknown environment variable {', '.join(unknown)}; ignored" if unknown else ""
-    near = difflib.get_close_matches(unknown[0], sorted(known), 1, 0.8) if unknown else []
+    names = sorted(name.removeprefix(PREFIX) for name in known)
+    near = get_close_matches(unknown[0].removeprefix(PREFIX), names, 1, NEAR) if unknown else []
     if near:
-        warning += f". Did you mean {near[0]}?"
+        warning += f". Did you mean {PREFIX}{near[0]}?"
     return Layer("environment", values), warning

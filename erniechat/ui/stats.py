@@ -97,7 +97,8 @@ def toolbar_text(session: Session, width: int, typed: str = "") -> str:
     context = f"ctx {short_count(session.num_context_tokens)}/{short_count(info.context_length)}"
     end = session.last.end if session.last else None
     if end is not None and end.usage.thinking and session.messages:
-        context += f" ({short_count(end.usage.thinking)} thoughts not kept)"
+        dropped = f" ({short_count(end.usage.thinking)} thoughts not kept)"
+        context += dropped if len(context + dropped) < width else ""
     parts = [context]
     if "@" in typed and (body := attached_text(typed)):
         tokens = session.backend.count_tokens(body)

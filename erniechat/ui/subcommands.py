@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from erniechat.errors import UsageError
-from erniechat.options import OPTIONS, BenchOptions, LoadOptions
+from erniechat.options import (
+    OPTIONS,
+    BenchOptions,
+    ChatOptions,
+    DisplayOptions,
+    LoadOptions,
+    SamplingOptions,
+)
 from erniechat.ui.parser import (
     Parser,
     add_other,
@@ -14,9 +21,7 @@ from erniechat.ui.parser import (
     add_settings,
     new_parser,
     parse,
-    settings_layer,
 )
-from erniechat.ui.settings import Layer
 
 BENCH_USAGE = "erniechat bench [options]"
 
@@ -33,7 +38,8 @@ HELPERS: dict[str, dict[str, str]] = {
 OF_A_MODEL = ("profile", "doctor")
 _ABOUT = {
     "sessions": "Saved conversations: list them, print one, delete one.",
-    "config": "Where settings come from: the files, or each value with its source.",
+    "config": "Where settings come from: the files, or each value with its source. With any flags"
+    " of the chat, --preset too, it shows what they would do.",
     "cache": "Quantized copies of models: list, delete or check them (all: rm all).",
     "info": "Devices, kernels and why not, versions, folders.",
     "doctor": "Measures what RAM, bus and disk read a second, and says how fast a model would be.",
@@ -117,14 +123,25 @@ def parse_model_command(argv: Sequence[str]) -> tuple[argparse.Namespace, list[s
     return known, words, ""
 
 
+def _add_hidden_settings(parser: Parser) -> None:
+    """All flags of the chat's settings, so that config shows what they would do."""
+    for owner in (ChatOptions, DisplayOptions, LoadOptions, SamplingOptions):
+        add_settings(parser, "settings", owner)
+    parser.add_argument("--preset", metavar="NAME")
+    for action in parser._actions:
+        if action.dest != "json":
+            action.help = argparse.SUPPRESS
+
+
 def _helper_parser(command: str) -> Parser:
     forms = [f"{action} {name}".strip() for action, name in HELPERS[command].items()]
     usage = " | ".join(forms)
     parser = new_parser(f"erniechat {command} {usage}".rstrip(), _ABOUT[command])
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    if command in ("sessions", "info", "cache", "profile", "doctor"):
-        output = parser.add_argument_group("output")
-        output.add_argument("--json", action="store_true", help="as JSON")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="as JSON")
+    if command == "config":
+        _add_hidden_settings(parser)
     if command in OF_A_MODEL:
         for name in ("plain", "color"):
             add_setting(output, OPTIONS[name])
@@ -133,8 +150,8 @@ def _helper_parser(command: str) -> Parser:
     return parser
 
 
-def parse_helper(argv: Sequence[str]) -> tuple[Layer, tuple[str, ...], bool, str]:
-    """A command beside the chat: settings, words, whether as JSON, its help page if asked for.
+def parse_helper(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...], str]:
+    """A command beside the chat: its flags, its words, and its help page if that was asked for.
 
     Raises:
         UsageError: For an unknown action, or a name too many or too few.
@@ -143,7 +160,7 @@ def parse_helper(argv: Sequence[str]) -> tuple[Layer, tuple[str, ...], bool, str
     parser = _helper_parser(command)
     known, words = parse(parser, rest)
     if known.help:
-        return Layer("flag", {}), (), False, parser.format_help()
+        return known, (), parser.format_help()
     actions = HELPERS[command]
     default = next(iter(actions))
     action, *names = words or [default]
@@ -156,5 +173,4 @@ def parse_helper(argv: Sequence[str]) -> tuple[Layer, tuple[str, ...], bool, str
     if len(names) != bool(actions[action]):
         wanted = f"one {actions[action]}" if actions[action] else "nothing more"
         raise UsageError(f"erniechat {command} {action} takes {wanted}, got {len(names)}")
-    flags = settings_layer(known) if command in OF_A_MODEL else Layer("flag", {})
-    return flags, (command, action, *names), getattr(known, "json", False), ""
+    return known, (command, action, *names), ""

@@ -65,6 +65,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def exchanges(number: int) -> str:
+    """A number of exchanges: 1 exchange, 6 exchanges."""
+    return "1 exchange" if number == 1 else f"{count(number)} exchanges"
+
+
 def short_count(number: int) -> str:
     """A count in at most five characters: 182, 4.2k, 32.8k, 131k."""
     if number < 1000:

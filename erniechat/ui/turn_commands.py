@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from erniechat.chat.conversation import Message
@@ -11,8 +12,9 @@ from erniechat.ui.clipboard import copy_text
 from erniechat.ui.editor import edit_text
 from erniechat.ui.files import as_message, read_texts
 from erniechat.ui.session import Session, Turn
+from erniechat.ui.settings import NEAR
 from erniechat.ui.stats import percent
-from erniechat.ui.text import count
+from erniechat.ui.text import count, exchanges
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.M | re.S)
 
@@ -23,9 +25,14 @@ def retry_command(session: Session, argument: str) -> None:
     values = {}
     for word in argument.split():
         name, equals, text = word.partition("=")
-        option = OPTIONS.get(name.replace("-", "_"))
-        if option is None or not equals or not hasattr(sampling, option.name):
+        if not equals:
             raise UsageError(f'/retry takes key=value, got "{word}"', "/retry temperature=0.3")
+        option = OPTIONS.get(name.replace("-", "_"))
+        if option is None or not hasattr(sampling, option.name):
+            names = [field.name for field in dataclasses.fields(sampling)]
+            near = get_close_matches(name, names, 1, NEAR)
+            guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise UsageError(f'/retry has no setting "{name}"', guess)
         values[option.name] = option.parse(text, name)
     message = session.drop_exchange("retry")
     if message is None:
@@ -85,8 +92,7 @@ def undo_command(session: Session, argument: str) -> None:
     if not dropped:
         raise UsageError("there is nothing to undo")
     freed = before - session.num_context_tokens
-    exchanges = "1 exchange" if dropped == 1 else f"{dropped} exchanges"
-    session.screen.note(f"undone: {exchanges}, {count(freed)} tok freed")
+    session.screen.note(f"undone: {exchanges(dropped)}, {count(freed)} tok freed")
 
 
 def code_blocks(text: str) -> list[str]:

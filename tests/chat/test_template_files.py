@@ -7,7 +7,7 @@ import pytest
 
 from erniechat.chat.conversation import Message
 from erniechat.chat.template import ChatTemplate, Prompt
-from erniechat.errors import CheckpointError, UsageError
+from erniechat.errors import CheckpointError, ContextLengthError, UsageError
 from tests.chat.test_template import CLOCK, OPEN, SYSTEM, THINKING_CASES, turn, user
 
 
@@ -127,3 +127,11 @@ def test_mini_template(mini_folder):
     assert closed == Prompt(
         SYSTEM.replace("True", "False") + turn("user", "hi") + OPEN + "</think>\n", "answer"
     )
+
+
+def test_messages_beyond_any_context_are_no_fault_of_the_template(monkeypatch):
+    monkeypatch.setattr("erniechat.chat.template.MAX_PROMPT_CHARS", 1000)
+    template = ChatTemplate("{{ messages[0].content }}{{ messages[0].content }}")
+    with pytest.raises(ContextLengthError, match="501 characters, more than any context holds"):
+        template.render([user("x" * 501)])
+    assert len(template.render([user("x" * 500)]).text) == 1000

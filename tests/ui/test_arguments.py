@@ -66,7 +66,7 @@ def test_wrong_flags_get_the_nearest_or_the_full_name():
     )
     assert "in full: --temperature " in error_of("--temp", "1")
     assert "in full: --top-k, --top-p" in error_of("--top=1")
-    assert error_of("-z") == "unknown option -z.   (erniechat --help)"
+    assert error_of("-z") == "unknown option -z   (erniechat --help)"
 
 
 def test_contradictions_are_errors():
@@ -80,6 +80,10 @@ def test_contradictions_are_errors():
 def test_missing_and_surplus_values_are_named():
     assert error_of("--seed").startswith("--seed needs a value")
     assert error_of("--json=1").startswith("--json takes no value")
+    answer = '--completion must be one of bash, zsh, tcsh, got "csh"'
+    assert error_of("--completion", "csh").startswith(answer)
+    answer = '--seed must be a whole number at least 0 and at most 9223372036854775807, got "-1"'
+    assert error_of("--seed", "-1") == answer
 
 
 def test_bench_has_its_own_flags_and_the_load_options():

@@ -21,6 +21,14 @@ def test_settings_show_value_default_and_source(keys: PipeInput):
     assert "ctx" not in rows
 
 
+def test_a_narrow_terminal_gets_the_first_columns_of_the_settings_whole(keys: PipeInput):
+    out = Chat(keys, [], width=30, temperature=0.3).type("/set")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["setting", "value"] in rows
+    assert ["repetition_penalty", "1.0"] in rows or ["repetition_penalty", "off"] in rows
+    assert "…" not in out
+
+
 def test_set_changes_what_the_next_turn_uses(keys: PipeInput):
     chat = Chat(keys, [words("x")])
     out = chat.type("/set temperature 0.1", "/set top-k 5", "/seed 9", "Q")
@@ -41,6 +49,7 @@ def test_set_changes_what_the_next_turn_uses(keys: PipeInput):
         ("/undo", "error: there is nothing to undo"),
         ("/system @/nowhere", 'error: cannot read the system prompt "/nowhere": No such'),
         ("/help me", 'error: no command "me"; see /help'),
+        ("/help retyr", 'error: no command "retyr"; did you mean /retry'),
         ("/tools", "no tools; erniechat --tools FILE.json gives some"),
         ("/thoughts", "the last answer has no thoughts"),
     ],
@@ -118,3 +127,4 @@ def test_the_toolbar_counts_exactly_and_drops_from_the_right(keys: PipeInput):
         "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB · fake-21B · nf4"
     )
     assert toolbar_text(chat.session, 50) == "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB"
+    assert toolbar_text(chat.session, 20) == "ctx 12/4.1k"

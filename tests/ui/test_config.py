@@ -1,5 +1,6 @@
 """Settings from files: where each comes from, and what is wrong with a file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from erniechat.errors import UsageError
 from erniechat.options import OPTIONS
 from erniechat.ui.arguments import parse_arguments
-from erniechat.ui.config import config_layer, preset_layer
+from erniechat.ui.config import config_layer, preset_layer, project_layer
 from erniechat.ui.settings import environment_layer, merge_layers
 from tests.test_cli import run
 
@@ -68,6 +69,8 @@ def test_the_nearest_source_wins_and_is_named(config: Path):
         ("plain = 1\n", r"config\.toml, line 1: plain must be true or false"),
         ("seed = true\n", r"config\.toml, line 1: seed must be a whole number"),
         ("quant = 'int3'\n", r"config\.toml, line 1: quant must be one of auto"),
+        ("ctx = '64'\n", r'line 1: ctx must be .* at least 16, got "64"; write it without quotes'),
+        ("top_k = true\n", r'line 1: top_k must be a whole number at least 0, got "true"'),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(config: Path, text: str, error: str):
@@ -85,6 +88,83 @@ def test_an_unknown_key_is_a_warning_with_the_nearest(config: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("[sampling]\nseed = 1\n", "line 1: settings stand without a table; [sampling] is ignored"),
+        ("preset = 'x'\n", "line 1: there is no setting preset; ignored."),  # seed is not near
+    ],
+)
+def test_what_is_ignored_is_said(config: Path, text: str, warning: str):
+    config.write_text(text)
+    assert config_layer()[1] == [f"{config}, {warning}"]
+
+
+def test_what_cannot_be_read_is_not_passed_over(config: Path):
+    config.write_bytes(b"seed = \xff")
+    with pytest.raises(UsageError, match="is not UTF-8 text: byte 0xff at offset 7"):
+        config_layer()
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(UsageError, match=r"cannot read .*Is a directory"):
+        config_layer()
+
+
+@pytest.fixture
+def project(tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder deep in a repository whose root has settings."""
+    folder = tmp_path / "repository" / "src" / "deep"
+    folder.mkdir(parents=True)
+    (tmp_path / "repository" / ".git").mkdir()
+    monkeypatch.chdir(folder)
+    return tmp_path / "repository" / ".erniechat.toml"
+
+
+def test_a_projects_file_is_between_the_users_and_the_environment(project: Path, config: Path):
+    config.write_text("seed = 1\ntop_k = 1\nmin_p = 0.1\n")
+    project.write_text("seed = 2\ntop_k = 2\n")
+    environment = environment_layer({"ERNIECHAT_SEED": "3"})[0]
+    settings = merge_layers([config_layer()[0], project_layer()[0], environment])
+    assert [(name, settings.values[name], settings.origin(name)) for name in
+            ("seed", "top_k", "min_p")] == [
+        ("seed", 3, "environment"),
+        ("top_k", 2, ".erniechat.toml"),
+        ("min_p", 0.1, "config.toml"),
+    ]  # fmt: skip
+
+
+def test_the_nearest_project_file_counts_and_none_above_the_repository(project: Path):
+    project.parent.parent.joinpath(".erniechat.toml").write_text("seed = 9\n")
+    assert project_layer()[0].values == {}
+    project.write_text("seed = 1\n")
+    assert project_layer()[0].values == {"seed": 1}
+    Path(".erniechat.toml").write_text("seed = 2\n")
+    assert project_layer()[0].values == {"seed": 2}
+
+
+def test_outside_of_a_repository_only_the_current_folder_counts(project: Path):
+    project.write_text("seed = 1\n")
+    (project.parent / ".git").rmdir()
+    assert project_layer()[0].values == {}
+
+
+def test_a_project_says_nothing_of_what_is_the_users(project: Path):
+    project.write_text("seed = 1\nlog = '/tmp/x'\ndiscard-originals = true\n")
+    layer, warnings = project_layer()
+    assert layer.values == {"seed": 1}
+    assert warnings == [
+        f"{project}, line 2: log is not a project's to say; it counts in config.toml",
+        f"{project}, line 3: discard-originals is not a project's to say; it counts in config.toml",
+    ]
+
+
+def test_a_file_of_another_user_is_not_read(project: Path, monkeypatch: pytest.MonkeyPatch):
+    project.write_text("seed = 1\n")
+    monkeypatch.setattr("os.getuid", lambda: project.stat().st_uid + 1)
+    expected = [f"{project} belongs to another user; ignored"] if project.stat().st_uid else []
+    assert project_layer()[1] == expected
+
+
 def test_a_missing_preset_is_answered_with_those_there_are(config: Path):
     (config.parent / "presets" / "code.toml").write_text("")
     with pytest.raises(UsageError, match=r'no preset "cod" in .*; did you mean code\?'):
@@ -96,6 +176,8 @@ def test_a_missing_preset_is_answered_with_those_there_are(config: Path):
 def test_negative_variables_and_the_screen_readers():
     values = environment_layer({"ERNIECHAT_NO_SAVE": "1", "ACCESSIBLE": "1"})[0].values
     assert values == {"save": False, "screen_reader": True}
+    warning = "unknown environment variable ERNIECHAT_PRESET; ignored"  # and not: SEED?
+    assert environment_layer({"ERNIECHAT_PRESET": "x"})[1] == warning
     assert environment_layer({"ACCESSIBLE": ""}) == (environment_layer({})[0], "")
 
 
@@ -110,7 +192,18 @@ def test_config_shows_each_value_with_its_source(config: Path):
     assert rows["temperature"] == ["0.3", "config.toml"]
     assert rows["top_k"] == ["9", "environment"]
     assert rows["model"] == ["mini", "built-in"]
+    assert rows["adapt"] == ["true", "built-in"]
+    assert rows["max_tokens"] == ["what", "fits", "built-in"]
     assert run("plain", "config", XDG_CONFIG_HOME=home).stdout.decode() == f"{config}\n"
+
+
+def test_config_shows_what_flags_and_a_preset_would_do(config: Path):
+    (config.parent / "presets" / "p.toml").write_text("seed = 3\n")
+    words = ["config", "show", "--preset", "p", "--4bit", "--json"]
+    found = json.loads(run("plain", *words, XDG_CONFIG_HOME=str(config.parent.parent)).stdout)
+    assert found["seed"] == {"value": 3, "source": "preset p"}
+    assert found["quant"] == {"value": "nf4", "source": "flag"}
+    assert found["top_k"] == {"value": None, "source": "built-in"}
 
 
 def test_a_bad_file_ends_with_2_and_a_preset_counts(config: Path):

@@ -82,7 +82,8 @@ def test_retry_takes_settings_for_once_and_keeps_the_old_answer_in_the_file(keys
     ("line", "error"),
     [
         ("/retry hot", 'error: /retry takes key=value, got "hot"'),
-        ("/retry ctx=5", 'error: /retry takes key=value, got "ctx=5"'),
+        ("/retry ctx=5", 'error: /retry has no setting "ctx"; there are temperature,'),
+        ("/retry tempreature=1", 'error: /retry has no setting "tempreature"; did you mean'),
         ("/retry top_p=7", "error: top_p must be a number above 0"),
         ("/resume zz", 'error: there is no session "zz"'),
         ("/fork", "error: there is nothing to branch off yet"),
@@ -119,7 +120,7 @@ def test_resume_brings_back_an_older_one_with_its_system_prompt(keys: PipeInput)
     chat.session.close()
     chat = saving(keys, words("Two."))
     out = chat.type(f"/resume {first}", "R")
-    assert f"session {first} · 1 exchanges" in out
+    assert f"session {first} · 1 exchange ·" in out
     assert contents(chat.backend.asked[0].messages) == ["Be brief.", "Q", "One.", "R"]
     assert contents(load_session(session_paths()[0]).messages) == ["Q", "One.", "R", "Two."]
 
