@@ -69,6 +69,16 @@ def test_a_writer_that_is_broken_off_leaves_its_weights_to_the_next(tmp_path, er
     assert QuantizedCopy(tmp_path / "copy").meta == {"by": "second"}
 
 
+def test_a_part_whose_checksum_is_made_beside_the_writing_has_it(tmp_path):
+    large = torch.arange(3 << 20, dtype=torch.int32)
+    with CopyWriter(tmp_path / "copy", {}) as writer:
+        writer["large"], writer["small"] = large, large[:9]
+        writer.finish()
+    copy = QuantizedCopy(tmp_path / "copy")
+    copy.verify()
+    assert torch.equal(copy["large"], large)  # type: ignore[arg-type]
+
+
 def test_a_writer_that_wrote_nothing_leaves_nothing(tmp_path):
     begin(tmp_path / "copy", [])
     assert list(tmp_path.iterdir()) == []
