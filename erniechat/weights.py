@@ -11,7 +11,8 @@ from erniechat.events import Progress
 from erniechat.hub.failures import FULL
 from erniechat.hub.feed import ShardFeed, missing_nbytes
 from erniechat.hub.listing import HubModel
-from erniechat.model.conversion import Sink, Unit, convert, finished_nbytes, plan_units
+from erniechat.model.conversion import Unit, finished_nbytes, plan_units
+from erniechat.model.delivery import Sink, convert
 from erniechat.model.gguf_checkpoint import loss_of
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder
@@ -20,6 +21,7 @@ from erniechat.start_plan import disk_of
 from quant.copy import MemoryWeights, QuantizedCopy, WeightSource
 from quant.copy_writer import CopyWriter
 from quant.memory import host_memory
+from quant.staging import StagedQuantizer
 
 # Norms, routers and biases: a start reads them anyway, so it may as well check them.
 CHECKED_NBYTES = 1 << 20
@@ -43,7 +45,7 @@ def finished_weights(
     report = report or (lambda progress: None)
     if not options.copy:
         _tell_loss(plan, warn)
-        return _in_memory(plan, report)
+        return _in_memory(plan, report, warn)
     folder = copy_folder(plan, options.model)
     try:
         copy = QuantizedCopy(folder)
@@ -56,7 +58,7 @@ def finished_weights(
         return copy
     _tell_loss(plan, warn)
     try:
-        _make_copy(plan, options, folder, report)
+        _make_copy(plan, options, folder, report, warn)
         return QuantizedCopy(folder)
     except OSError as exc:
         _check_fallback(plan, folder, exc)
@@ -64,7 +66,7 @@ def finished_weights(
             f"no quantized copy is kept: {folder.parent} cannot be written ({exc.strerror}); "
             "the next start quantizes again, or use --no-copy"
         )
-    return _in_memory(plan, report)
+    return _in_memory(plan, report, warn)
 
 
 def _tell_loss(plan: Plan, warn: Warn) -> None:
@@ -108,7 +110,7 @@ def _check_fallback(plan: Plan, folder: Path, exc: OSError) -> None:
         ) from exc
 
 
-def _make_copy(plan: Plan, options: LoadOptions, folder: Path, report: Report) -> None:
+def _make_copy(plan: Plan, options: LoadOptions, folder: Path, report: Report, warn: Warn) -> None:
     total = finished_nbytes(plan.readings, plan.formats)
 
     def waiting(nbytes: int) -> None:
@@ -117,7 +119,8 @@ def _make_copy(plan: Plan, options: LoadOptions, folder: Path, report: Report) -
     with CopyWriter(folder, copy_meta(plan, options), waiting) as writer:
         if not writer.is_finished:
             discards = options.discard_originals and plan.hub is not None
-            _make(plan, writer, report, writer.sync if discards else None)
+            before_discard = writer.sync if discards else None
+            _make(plan, writer, report, before_discard, warn, _quantizer(plan))
             writer.finish()
 
 
@@ -133,14 +136,26 @@ def copy_meta(plan: Plan, options: LoadOptions) -> dict[str, Any]:
     }
 
 
-def _in_memory(plan: Plan, report: Report) -> MemoryWeights:
+def _in_memory(plan: Plan, report: Report, warn: Warn) -> MemoryWeights:
     weights = MemoryWeights()
-    _make(plan, weights, report, None)
+    _make(plan, weights, report, None, warn, _quantizer(plan, is_kept=True))
     return weights
 
 
+def _quantizer(plan: Plan, *, is_kept: bool = False) -> StagedQuantizer | None:
+    """What quantizes on the GPU that the model will run on, if there is anything to quantize."""
+    if plan.device.type != "cuda" or plan.quant == "bf16":
+        return None
+    return StagedQuantizer(plan.device, is_kept=is_kept)
+
+
 def _make(
-    plan: Plan, sink: Sink, report: Report, before_discard: Callable[[], None] | None
+    plan: Plan,
+    sink: Sink,
+    report: Report,
+    before_discard: Callable[[], None] | None,
+    warn: Warn,
+    quantizer: StagedQuantizer | None,
 ) -> None:
     """Fill a sink, right behind the download.
 
@@ -150,6 +165,8 @@ def _make(
         report: Told how far it is.
         before_discard: Called before a shard is deleted that is not needed any more; None keeps
             all shards.
+        warn: Told if the quantizer fails.
+        quantizer: Makes what it can; without it the CPU makes all.
     """
     left: Counter[Path] = Counter()
     is_here = set()
@@ -188,4 +205,6 @@ def _make(
             lambda done, total: report(Progress("quantize", done, total)),
             before=before,
             after=after,
+            quantizer=quantizer,
+            warn=warn,
         )

@@ -1,10 +1,8 @@
-"""From a checkpoint to finished weights: account for every tensor, then stream and quantize."""
+"""From a checkpoint to finished weights: account for every tensor, then read and quantize."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,14 +22,6 @@ from quant.tensor import QuantTensor, concat_rows
 
 MAX_CHUNK_NUMEL = 16 << 20  # weights quantized at once: 64 MiB in float32
 MAX_LISTED = 5
-
-
-class Sink(Protocol):
-    """Takes finished weights, and knows which it has."""
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def __setitem__(self, name: str, weight: Weight) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,44 +181,6 @@ def _targets(slot: Slot) -> tuple[str, ...]:
     return routed_name(*at, "gate_up"), routed_name(*at, "down")
 
 
-def convert(
-    readings: list[Reading],
-    formats: Formats,
-    sink: Sink,
-    progress: Callable[[int, int], None] | None = None,
-    *,
-    before: Callable[[Unit], None] | None = None,
-    after: Callable[[Unit], None] | None = None,
-) -> None:
-    """Read, quantize and deliver every weight that the sink does not have yet.
-
-    Args:
-        readings: From `plan_readings`.
-        formats: How weights are held.
-        sink: Takes each finished weight; an expert's two matrices come one after the other.
-        progress: Called with bytes read and bytes in all; what the sink has counts as read.
-        before: Called before a unit is read; may wait for its shards.
-        after: Called once it is delivered, or was there.
-
-    Raises:
-        CheckpointError: If a weight cannot be read or is not finite.
-        UsageError: If the model's shape does not suit the format.
-    """
-    units = plan_units(readings)
-    total, done = sum(unit.nbytes for unit in units), 0
-    for unit in units:
-        if not all(target in sink for target in unit.targets):
-            if before:
-                before(unit)
-            for name, weight in make_unit(unit, formats):
-                sink[name] = weight
-        if after:
-            after(unit)
-        done += unit.nbytes
-        if progress:
-            progress(done, total)
-
-
 def make_unit(unit: Unit, formats: Formats) -> list[tuple[str, Weight]]:
     """The finished weights of a unit, by name.
 
@@ -236,32 +188,56 @@ def make_unit(unit: Unit, formats: Formats) -> list[tuple[str, Weight]]:
         CheckpointError: If a weight cannot be read or is not finite.
         UsageError: If the model's shape does not suit the format.
     """
+    joints = quantized_joints(unit, formats)
+    if joints:
+        return [
+            joint.finish(concat_rows([_quantized(r, joint.format) for r in joint.readings]))
+            for joint in joints
+        ]
+    return [(unit.targets[0], torch.cat([_plain(reading) for reading in _in_order(unit)]))]
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A quantized weight and what it is made of.
+
+    Attributes:
+        target: Its name.
+        readings: One below the other.
+        format: That it gets.
+        backend: Whose layout it gets.
+    """
+
+    target: str
+    readings: tuple[Reading, ...]
+    format: Format
+    backend: KernelBackend
+
+    def finish(self, rows: QuantTensor) -> tuple[str, Weight]:
+        """Its name, and the quantized rows of all readings as the backend wants them."""
+        return self.target, self.backend.prepare(rows)
+
+
+def quantized_joints(unit: Unit, formats: Formats) -> list[Joint]:
+    """The quantized weights of a unit; none if what it makes is not quantized."""
     slot = unit.readings[0].slot
     if isinstance(slot, Routed):
-        return _make_expert(unit, formats)
-    ordered = sorted(unit.readings, key=lambda reading: _piece_of(reading.slot))
-    if slot.role in ("linear", "embedding"):
-        linear = slot.role == "linear"
-        weight_format = formats.linear if linear else formats.embedding
-        backend = formats.linear_backend if linear else formats.embedding_backend
-        matrices = [_quantized(reading, weight_format) for reading in ordered]
-        return [(slot.target, backend.prepare(concat_rows(matrices)))]
-    return [(slot.target, torch.cat([_plain(reading) for reading in ordered]))]
+        parts = {r.slot.part: r for r in unit.readings if isinstance(r.slot, Routed)}
+        rows = ((parts["gate"], parts["up"]), (parts["down"],))
+        kind = (formats.linear, formats.linear_backend)
+        return [Joint(t, r, *kind) for t, r in zip(unit.targets, rows, strict=True)]
+    if slot.role == "linear":
+        return [Joint(slot.target, _in_order(unit), formats.linear, formats.linear_backend)]
+    if slot.role == "embedding":
+        return [Joint(slot.target, _in_order(unit), formats.embedding, formats.embedding_backend)]
+    return []
 
 
-def _piece_of(slot: Slot) -> int:
-    return slot.piece if isinstance(slot, Dense) else 0
+def _in_order(unit: Unit) -> tuple[Reading, ...]:
+    def piece(reading: Reading) -> int:
+        return reading.slot.piece if isinstance(reading.slot, Dense) else 0
 
-
-def _make_expert(unit: Unit, formats: Formats) -> list[tuple[str, Weight]]:
-    parts = {
-        reading.slot.part: _quantized(reading, formats.linear)
-        for reading in unit.readings
-        if isinstance(reading.slot, Routed)
-    }
-    joined = (concat_rows([parts["gate"], parts["up"]]), parts["down"])
-    prepare = formats.linear_backend.prepare
-    return [(name, prepare(w)) for name, w in zip(unit.targets, joined, strict=True)]
+    return tuple(sorted(unit.readings, key=piece))
 
 
 def _piece_nbytes(reading: Reading) -> int:
@@ -274,33 +250,52 @@ def _piece_nbytes(reading: Reading) -> int:
 
 def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
     """A matrix in its format; large ones are read and quantized by ranges of rows."""
-    stored, name = reading.stored, reading.piece.name
-    out_features, in_features = reading.slot.shape
-    try:
-        weight_format.check((out_features, in_features))
-    except QuantError as exc:
-        raise UsageError(f"{name}: {exc}") from exc
+    stored = reading.stored
+    check_format(reading, weight_format)
     try:
         if isinstance(stored, StoredQuantized):
             weight = stored.read()
             if isinstance(weight, QuantTensor) and weight.format == weight_format.name:
                 return weight
             return quantize(weight_format, _floats(weight))
-        rows = max(64, MAX_CHUNK_NUMEL // in_features // 64 * 64)
-        first = reading.piece.index
-        start, stop = 0, out_features
-        if first and isinstance(first[-1], slice):
-            start, stop, _ = first[-1].indices(2 * out_features)
-            first = first[:-1]
-        chunks = [
-            quantize(weight_format, stored.read((*first, slice(at, min(at + rows, stop)))))
-            for at in range(start, stop, rows)
+        num_rows, width = reading.slot.shape
+        step = max(64, MAX_CHUNK_NUMEL // width // 64 * 64)
+        indices = [
+            rows_index(reading, first, min(first + step, num_rows))
+            for first in range(0, num_rows, step)
         ]
-        return concat_rows(chunks)
+        return concat_rows([quantize(weight_format, stored.read(index)) for index in indices])
     except QuantError as exc:
-        raise CheckpointError(
-            f"{name}: {exc}", "fetch the file again, or choose another --quant"
-        ) from exc
+        raise damaged(reading, exc) from exc
+
+
+def check_format(reading: Reading, weight_format: Format) -> None:
+    """Refuse a format that cannot hold a matrix.
+
+    Raises:
+        UsageError: Naming it.
+    """
+    out_features, in_features = reading.slot.shape
+    try:
+        weight_format.check((out_features, in_features))
+    except QuantError as exc:
+        raise UsageError(f"{reading.piece.name}: {exc}") from exc
+
+
+def rows_index(reading: Reading, first: int, stop: int) -> tuple[int | slice, ...]:
+    """Where a range of a matrix' rows is in the stored tensor."""
+    index, start = reading.piece.index, 0
+    if index and isinstance(index[-1], slice):
+        start = index[-1].indices(2 * reading.slot.shape[0])[0]
+        index = index[:-1]
+    return (*index, slice(start + first, start + stop))
+
+
+def damaged(reading: Reading, exc: QuantError) -> CheckpointError:
+    """What to say of a matrix whose values cannot be quantized."""
+    return CheckpointError(
+        f"{reading.piece.name}: {exc}", "fetch the file again, or choose another --quant"
+    )
 
 
 def _floats(weight: QuantTensor | Tensor) -> Tensor:

@@ -65,6 +65,15 @@ class StoredTensor:
         Raises:
             CheckpointError: If the file cannot be read or ends early.
         """
+        shape, _ = self._range(index)
+        buffer = bytearray(torch.Size(shape).numel() * self.dtype.itemsize)
+        self.read_into(index, memoryview(buffer))
+        if not buffer:
+            return torch.empty(shape, dtype=self.dtype)
+        return torch.frombuffer(buffer, dtype=self.dtype).view(shape)
+
+    def _range(self, index: tuple[int | slice, ...]) -> tuple[list[int], int]:
+        """The shape of a part, and how many values lie before it."""
         shape, begin = list(self.shape), 0
         for position in index:
             inner = torch.Size(shape[1:]).numel()
@@ -75,13 +84,23 @@ class StoredTensor:
                 break
             begin += position * inner
             shape = shape[1:]
-        nbytes = torch.Size(shape).numel() * self.dtype.itemsize
-        buffer = bytearray(nbytes)
+        return shape, begin
+
+    def read_into(self, index: tuple[int | slice, ...], memory: memoryview) -> None:
+        """Read a part's bytes as they lie in the file.
+
+        Args:
+            index: As for `read`.
+            memory: Of the part's size.
+
+        Raises:
+            CheckpointError: If the file cannot be read or ends early.
+        """
+        nbytes, done = len(memory), 0
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset + begin * self.dtype.itemsize)
-                view, done = memoryview(buffer), 0
-                while done < nbytes and (count := file.readinto(view[done:])):
+                file.seek(self.offset + self._range(index)[1] * self.dtype.itemsize)
+                while done < nbytes and (count := file.readinto(memory[done:])):
                     done += count
         except OSError as exc:
             raise CheckpointError(
@@ -91,9 +110,6 @@ class StoredTensor:
             raise CheckpointError(
                 f"{self.path.name} ends inside {self.name}", "fetch the file again"
             )
-        if not nbytes:
-            return torch.empty(shape, dtype=self.dtype)
-        return torch.frombuffer(buffer, dtype=self.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)

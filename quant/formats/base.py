@@ -1,5 +1,6 @@
 """What a format is: how a weight becomes codes and scales, and back."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -57,6 +58,26 @@ class Format(Protocol):
         """
         ...
 
+    def quantize_unchecked(self, weight: Tensor) -> tuple[QuantTensor, Tensor]:
+        """As quantize, but never waits for the weight's device: whoever does looks at the values.
+
+        Returns:
+            The weight in its format, and its largest magnitude, float32 ``[]``, for
+            `check_largest`.
+
+        Raises:
+            QuantError: If the shape does not suit.
+        """
+        ...
+
+    def check_largest(self, largest: float) -> None:
+        """Refuse a weight by its largest magnitude; NaN if one of its values is that.
+
+        Raises:
+            QuantError: If the weight is not finite, or too large for the format.
+        """
+        ...
+
     def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
         """The weight that the codes stand for, ``[out_features, in_features]``."""
         ...
@@ -74,13 +95,16 @@ def format_nbytes(weight_format: Format, shape: tuple[int, int]) -> int:
     return sum(spec.nbytes for spec in weight_format.part_specs(shape).values())
 
 
-def finite_absmax(weight: Tensor, dim: int) -> Tensor:
-    """Largest magnitude along a dimension, float32.
+def largest_of(weight: Tensor, dim: int) -> Tensor:
+    """Largest magnitude along a dimension, float32; NaN where a value is that."""
+    return weight.abs().amax(dim).float()
+
+
+def check_finite(largest: float) -> None:
+    """Refuse a weight whose largest magnitude is not a number.
 
     Raises:
-        QuantError: If a value of the weight is NaN or infinite.
+        QuantError: If it is NaN or infinite.
     """
-    absmax = weight.abs().amax(dim).float()  # amax passes NaN on
-    if not bool(torch.isfinite(absmax).all()):
+    if not math.isfinite(largest):
         raise QuantError("the weight has values that are NaN or infinite; the file is damaged")
-    return absmax

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quant.formats.base import PartSpec, finite_absmax
+from quant.formats.base import PartSpec, check_finite, largest_of
 from quant.tensor import QuantTensor
 
 
@@ -24,10 +24,20 @@ class BFloat16:
 
     def quantize(self, weight: Tensor) -> QuantTensor:
         """Round a weight to bfloat16, which is exact for nearly every checkpoint."""
-        finite_absmax(weight, -1)
+        tensor, largest = self.quantize_unchecked(weight)
+        self.check_largest(float(largest))
+        return tensor
+
+    def quantize_unchecked(self, weight: Tensor) -> tuple[QuantTensor, Tensor]:
+        """See `Format.quantize_unchecked`."""
         out_features, in_features = weight.shape
         parts = {"weight": weight.to(torch.bfloat16).contiguous()}
-        return QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+        tensor = QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+        return tensor, largest_of(weight, -1).max()
+
+    def check_largest(self, largest: float) -> None:
+        """It must be finite."""
+        check_finite(largest)
 
     def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
         """The weight in another dtype."""

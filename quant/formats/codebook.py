@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantError
-from quant.formats.base import PartSpec, finite_absmax
+from quant.formats.base import PartSpec, check_finite, largest_of
 from quant.tensor import QuantTensor
 
 BLOCK_SIZE = 64
@@ -54,11 +54,24 @@ def absmax_to_x16(absmax: Tensor) -> Tensor:
     Raises:
         QuantError: If a scale is too large for float16, or not a number.
     """
-    if not bool((absmax <= torch.finfo(torch.float16).max).all()):  # NaN fails too
+    check_scale(float(absmax.max()))
+    return _interleaved(absmax)
+
+
+def check_scale(largest: float) -> None:
+    """Refuse scales of which the largest does not fit float16.
+
+    Raises:
+        QuantError: If it is too large, or not a number.
+    """
+    if not largest <= torch.finfo(torch.float16).max:  # NaN fails too
         raise QuantError(
-            f"a block's largest weight is {absmax.max():g}, and a 4-bit scale holds at most 65504; "
+            f"a block's largest weight is {largest:g}, and a 4-bit scale holds at most 65504; "
             "keep this model in bf16 or int8"
         )
+
+
+def _interleaved(absmax: Tensor) -> Tensor:
     grouped = absmax.view(-1, NUM_INTERLEAVED_ROWS, absmax.shape[1])
     return grouped.permute(0, 2, 1).to(torch.float16).contiguous()
 
@@ -83,8 +96,8 @@ class Codebook4:
         self.codebook = torch.tensor(codebook, dtype=torch.float32)
         values, order = self.codebook.sort()
         # bitsandbytes' rule: a weight takes the nearer value, at a tie the lower one.
-        self._bounds = (values[:-1] + values[1:]) / 2
-        self._code_of_rank = order.to(torch.uint8)
+        bounds = (values[:-1] + values[1:]) / 2
+        self._rule = {torch.device("cpu"): (bounds, order.to(torch.uint8))}
 
     def check(self, shape: tuple[int, int]) -> None:
         """Blocks of 64 along the input, groups of 16 rows."""
@@ -113,7 +126,7 @@ class Codebook4:
         """Codes and scales in plain rows, bit for bit those of bitsandbytes.
 
         Args:
-            weight: Float ``[N, K]``.
+            weight: Float ``[N, K]``; where it is not finite, codes mean nothing.
 
         Returns:
             uint8 codes ``[N, K]`` and float32 absmax ``[N, K/64]``.
@@ -121,13 +134,18 @@ class Codebook4:
         out_features, in_features = weight.shape
         self.check((out_features, in_features))
         blocks = weight.float().contiguous().view(out_features, -1, BLOCK_SIZE)
-        absmax = finite_absmax(blocks, -1)
+        absmax = largest_of(blocks, -1)
         scaled = blocks * absmax.clamp(min=1e-38).reciprocal()[..., None]
-        ranks = torch.bucketize(
-            scaled.clamp_(-1, 1), self._bounds.to(weight.device), out_int32=True
-        )
-        codes = self._code_of_rank.to(weight.device)[ranks]
-        return codes.view(out_features, in_features), absmax
+        bounds, code_of_rank = self._rule_on(weight.device)
+        ranks = torch.bucketize(scaled.clamp_(-1, 1), bounds, out_int32=True)
+        return code_of_rank[ranks].view(out_features, in_features), absmax
+
+    def _rule_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Bounds between values, and the code by rank; to send them would wait for the device."""
+        if device not in self._rule:
+            bounds, code_of_rank = self._rule[torch.device("cpu")]
+            self._rule[device] = bounds.to(device), code_of_rank.to(device)
+        return self._rule[device]
 
     def from_rows(self, codes: Tensor, absmax: Tensor) -> QuantTensor:
         """A QuantTensor of codes uint8 ``[N, K]`` and scales ``[N, K/64]``."""
@@ -144,7 +162,22 @@ class Codebook4:
 
     def quantize(self, weight: Tensor) -> QuantTensor:
         """Pack a weight into 4-bit codes with one float16 absmax a block: 4.25 bits a weight."""
-        return self.from_rows(*self.encode(weight))
+        tensor, largest = self.quantize_unchecked(weight)
+        self.check_largest(float(largest))
+        return tensor
+
+    def quantize_unchecked(self, weight: Tensor) -> tuple[QuantTensor, Tensor]:
+        """See `Format.quantize_unchecked`."""
+        out_features, in_features = weight.shape
+        codes, absmax = self.encode(weight)
+        parts = {"codes": pack_x16(codes), "absmax": _interleaved(absmax)}
+        tensor = QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+        return tensor, absmax.max()
+
+    def check_largest(self, largest: float) -> None:
+        """It must be finite, and fit float16."""
+        check_finite(largest)
+        check_scale(largest)
 
     def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
         """Codebook value times absmax, computed in float32."""

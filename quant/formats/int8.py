@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quant.formats.base import PartSpec, finite_absmax
+from quant.formats.base import PartSpec, check_finite, largest_of
 from quant.tensor import QuantTensor
 
 
@@ -31,12 +31,23 @@ class RowwiseInt8:
 
     def quantize(self, weight: Tensor) -> QuantTensor:
         """Round each row to 127 steps of its largest magnitude."""
-        absmax = finite_absmax(weight, -1)  # [out_features]
+        tensor, largest = self.quantize_unchecked(weight)
+        self.check_largest(float(largest))
+        return tensor
+
+    def quantize_unchecked(self, weight: Tensor) -> tuple[QuantTensor, Tensor]:
+        """See `Format.quantize_unchecked`."""
+        absmax = largest_of(weight, -1)  # [out_features]
         scale = 127.0 / absmax.clamp(min=1e-36)  # a row of zeros: 0 · inf would be NaN
         codes = (weight.float() * scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         out_features, in_features = weight.shape
         parts = {"codes": codes.contiguous(), "absmax": absmax}
-        return QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+        tensor = QuantTensor(self.name, self.layout, (out_features, in_features), parts)
+        return tensor, absmax.max()
+
+    def check_largest(self, largest: float) -> None:
+        """It must be finite."""
+        check_finite(largest)
 
     def dequantize(self, tensor: QuantTensor, dtype: torch.dtype) -> Tensor:
         """Codes times their row's scale, computed in float32."""

@@ -12,7 +12,7 @@ from erniechat.cache import copies_folder
 from erniechat.errors import CheckpointError
 from erniechat.loader import load_engine
 from erniechat.mini import checkpoint_folder
-from erniechat.model import conversion
+from erniechat.model import delivery
 from erniechat.options import LoadOptions
 from erniechat.repair import verify_copy
 from quant.copy import DATA_FILE, INDEX_FILE, QuantizedCopy
@@ -42,13 +42,13 @@ def run(hub: Hub, home: Path, *arguments: str) -> int:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of weights that this process quantizes."""
     names: list[str] = []
-    make_unit = conversion.make_unit
+    make_unit = delivery.make_unit
 
     def counted(unit, formats):  # type: ignore[no-untyped-def]  # as make_unit
         names.extend(unit.targets)
         return make_unit(unit, formats)
 
-    monkeypatch.setattr(conversion, "make_unit", counted)
+    monkeypatch.setattr(delivery, "make_unit", counted)
     return names
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import Formats, convert, plan_readings
+from erniechat.model.conversion import Formats, plan_readings
 from erniechat.model.decoder import Decoder
+from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from quant.copy import MemoryWeights
 from quant.formats import FORMATS

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import convert, plan_readings
+from erniechat.model.conversion import plan_readings
+from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from quant.copy import MemoryWeights, QuantizedCopy
 from quant.formats import FORMATS
@@ -138,7 +139,8 @@ CONVERT = """
 import re, sys, torch
 from pathlib import Path
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import Formats, convert, plan_readings
+from erniechat.model.conversion import Formats, plan_readings
+from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from quant.copy import MemoryWeights
 from quant.copy_writer import CopyWriter

@@ -11,8 +11,9 @@ from torch import Tensor
 import erniechat
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import Formats, convert, plan_readings
+from erniechat.model.conversion import Formats, plan_readings
 from erniechat.model.decoder import Decoder
+from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from erniechat.model.kv_cache import KVCache
 from quant.copy import MemoryWeights
