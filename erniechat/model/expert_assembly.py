@@ -25,7 +25,7 @@ from quant.kernels.native.serve import ExpertServer
 from quant.tensor import QuantTensor
 from quant.upload import Uploader
 
-NUM_STAGED = 8  # experts of a layer that a prompt brings to the GPU ahead of time
+NUM_STAGED = 16  # experts of a layer that a prompt brings to the GPU ahead of time
 FREE_SLOTS = 2 * NUM_STAGED + 1  # that a pool needs beside its experts if some live elsewhere
 
 

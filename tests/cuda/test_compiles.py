@@ -14,19 +14,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quant.kernels.triton import chunk_kernels, decode, sampling
+from quant.kernels.triton import attention, chunk_kernels, decode, sampling, tiles
 
 TYPES = {
-    "*fp32": "logits largest scores given penalty best absmax xs squares x router bias weights",
+    "*fp32": "logits largest scores given penalty best absmax xs squares x router bias weights qkv "
+    "angles partial maxima sums os out",
     "*fp64": "controls",
-    "*i64": "choice found counts masses state winners token best_at slot_of slots hits ids",
-    "*i32": "counter codes xq cpu_share number num_asked ranks fill pos_of",
+    "*i64": "choice found counts masses state winners token best_at slot_of slots hits ids "
+    "rows_of expert_of codes_at scales_at",
+    "*i32": "counter codes xq cpu_share number num_asked ranks fill pos_of counters",
     "*bf16": "norm",
-    "*i8": "on_cpu",
+    "*i8": "on_cpu oq8",
     "*u8": "seen",
-    "i32": "num_tokens layer_idx num_slots",
+    "i32": "num_tokens layer_idx num_slots num_rows num_experts num_out num_inputs",
     "i64": "request row_ids row_weights",
-    "fp32": "eps norm_min",
+    "fp32": "eps norm_min scale",
 }
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names.split()}
 ROUND = {"BLOCK": sampling.BLOCK, "PTX": True}
@@ -35,7 +37,16 @@ EXPERTS = {"NUM_EXPERTS": 64, "TOP_K": 6}
 ROUTE = {"HIDDEN": 2560, "PADDED_HIDDEN": 4096, "PADDED_GROUPS": 256, "PADDED_EXPERTS": 64}
 ROUTE |= {"PTX": True, **EXPERTS}
 ROWS = {"PADDED": 128, "SHARED": 2, "MAX_ROWS": 1024, **EXPERTS}
+ATTENTION = {"NUM_LAYERS": 28, "NUM_KV": 4, "REP": 5, "RP": 16, "D": 128, "BT": 64, "SPLITS": 66}
+ATTENTION |= {"AT_ONCE": 4, "BITS": 4, "PTX": True}
+TABLES = dict.fromkeys(("U0", "U1", "U2", "U3", "L0", "L1", "L2", "L3"), 0)
+TILES = {"BM": 64, "BN": 64, "BK": 64, "ROWS_PER_X": 8, "PTX": True, **TABLES}
+TILES |= {"STAGES": 3, "GROUPED": True, "GATED": True, "WEIGHTED": True}
 KERNELS = {
+    "attention": (attention.attention_kernel, ATTENTION),
+    "4-bit tiles": (tiles.tiles_kernel, {"BITS": 4, **TILES}),
+    "int8 tiles": (tiles.tiles_kernel, {**TILES, "BITS": 8}),
+    "bf16 tiles": (tiles.tiles_kernel, {"BITS": 16, **TILES}),
     "route": (decode.route_kernel, {"ASKS": False, **ROUTE}),
     "route and ask": (decode.route_kernel, {"ASKS": True, **ROUTE}),
     "route rows": (chunk_kernels.route_rows_kernel, {"ASKS": False, **ROWS}),
@@ -55,6 +66,8 @@ def test_a_kernel_compiles_for_hopper(name):
     names = kernel.arg_names
     sizes = {**sizes, "PDL": False} if "PDL" in names else sizes
     signature = {n: "constexpr" if n in sizes else TYPE_OF[n] for n in names}
+    if "rows_of" in names:
+        signature["x"] = "*bf16"
     constants = {(names.index(n),): value for n, value in sizes.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": 8 if name == "head" else 4}

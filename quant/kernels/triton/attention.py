@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from quant.kernels.triton.decode import await_predecessor, is_last, start_successor
-from quant.kernels.triton.tiles import multiply
+from quant.kernels.triton.tiles import multiply, pointer_at
 
 
 @triton.jit
@@ -39,12 +39,13 @@ def _store_out(out, head, ok, oq8, os, D: tl.constexpr, RP: tl.constexpr, BITS: 
 @triton.jit
 def _combine(
     partial, maxima, sums, first, num_active, head, ok, oq8, os,
-    RP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, BITS: tl.constexpr,
+    RP: tl.constexpr, D: tl.constexpr, PADDED_SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """The parts' results, weighted by their shares of the softmax."""
     i = tl.arange(0, RP)
     d = tl.arange(0, D)
-    part = tl.arange(0, SPLITS)
+    part = tl.arange(0, PADDED_SPLITS)
     at = (first + part)[:, None] * RP + i[None, :]
     there = (part < num_active)[:, None]
     theirs = tl.load(maxima + at, mask=there, other=-1e30, cache_modifier=".cg")
@@ -52,8 +53,8 @@ def _combine(
     their_sums = tl.load(sums + at, mask=there, other=0.0, cache_modifier=".cg")
     total = tl.sum(tl.exp(theirs - largest[None, :]) * their_sums, 0)
     acc = tl.zeros((RP, D), tl.float32)
-    for begin in range(0, num_active, 4):  # four reads at a time, none waits for another
-        for j in tl.static_range(4):
+    for begin in range(0, num_active, AT_ONCE):  # so many reads, none of which waits for another
+        for j in tl.static_range(AT_ONCE):
             row = (first + begin + j) * RP + i
             held = ok & (begin + j < num_active)
             share = tl.load(maxima + row, mask=held, other=-1e30, cache_modifier=".cg")
@@ -70,8 +71,8 @@ def _combine(
 def attention_kernel(
     qkv, angles, state, layer_idx, scale, partial, maxima, sums, counters, oq8, os,
     NUM_LAYERS: tl.constexpr, NUM_KV: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr,
-    D: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, BITS: tl.constexpr,
-    PTX: tl.constexpr, PDL: tl.constexpr,
+    D: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+    BITS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One of SPLITS parts of the context for the query heads of one key and value head.
 
@@ -99,7 +100,7 @@ def attention_kernel(
         i = tl.arange(0, RP)
         ok = i < REP
         cos, sin = tl.load(angles + d // 2), tl.load(angles + D // 2 + d // 2)
-        cache = tl.load(state + 1).to(tl.pointer_type(tl.bfloat16))
+        cache = pointer_at(state + 1, tl.bfloat16)
         capacity = tl.load(state + 2)
         keys = cache + (layer_idx * NUM_KV + kv) * capacity * D
         values = cache + ((NUM_LAYERS + layer_idx) * NUM_KV + kv) * capacity * D
@@ -137,11 +138,11 @@ def attention_kernel(
             _store_out(acc / total[:, None], head, ok, oq8, os, D, RP, BITS)
         else:
             mine = (kv * SPLITS + split) * RP + i
-            tl.store(partial + mine[:, None] * D + d[None, :], acc)
-            tl.store(maxima + mine, largest)
-            tl.store(sums + mine, total)
+            tl.store(partial + mine[:, None] * D + d[None, :], acc, mask=ok[:, None])
+            tl.store(maxima + mine, largest, mask=ok)
+            tl.store(sums + mine, total, mask=ok)
             if is_last(counters + kv, num_active):
                 _combine(
                     partial, maxima, sums, kv * SPLITS, num_active, head, ok, oq8, os,
-                    RP, D, SPLITS, BITS,
+                    RP, D, triton.next_power_of_2(SPLITS), AT_ONCE, BITS,
                 )  # fmt: skip

@@ -13,6 +13,7 @@ from quant.kernels.base import ExpertWeights
 from quant.kernels.triton.tables import BITS
 from quant.tensor import QuantTensor
 
+CODES_A_WORD = 4
 MIN_CAPABILITY = (7, 5)
 LAYOUTS = {4: "x16", 8: "rows", 16: "rows"}
 
@@ -92,6 +93,11 @@ class TritonBackend:
         wanted = LAYOUTS[BITS[tensor.format]]
         if tensor.layout != wanted:
             raise QuantError(f"expected the layout {wanted}, got {tensor.layout}")
+        if tensor.format == "int8" and tensor.shape[1] % CODES_A_WORD:
+            raise QuantError(
+                f"{tensor.shape[1]} inputs are not a multiple of {CODES_A_WORD}, in which Triton's "
+                "kernels read int8; use --kernels reference"
+            )
         return tensor
 
     def matmul(self, hidden_states: Tensor, weight: QuantTensor) -> Tensor:

@@ -149,7 +149,7 @@ class PrefillChunk:
         at = self._addresses[key]
         rows, columns = weight.shape
         num_out = rows // 2 if gated else rows
-        options = tile_options(weight, len(x), num_out, gated)
+        options = tile_options(weight, len(x), gated=gated)
         tiles_kernel[
             (triton.cdiv(num_out, options["BN"]), triton.cdiv(len(x), options["BM"]))
         ](
@@ -208,10 +208,8 @@ class PrefillChunk:
         if cpu is not None and on_cpu is not None:
             self._ask(cpu, layer_idx, num_pairs)
         gate_up_at, down_at = self._gate_up_at[layer_idx], self._down_at[layer_idx]
-        up_options = tile_options(step._experts, num_pairs // num_slots, sizes.expert_width, True)
-        down_options = tile_options(
-            step._experts, num_pairs // num_slots, sizes.hidden_size, False, grouped=True
-        )
+        up_options = tile_options(step._experts, num_pairs // num_slots, gated=True)
+        down_options = tile_options(step._experts, num_pairs // num_slots, grouped=True)
         row_tile = up_options["BM"]
         num_tiles = min(num_pairs, num_pairs // row_tile + num_slots)
         rows = torch.full((num_tiles * row_tile,), num_pairs, device=router.device)

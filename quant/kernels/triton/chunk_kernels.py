@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from quant.kernels.triton.routing import choose_experts
-from quant.kernels.triton.tiles import multiply
+from quant.kernels.triton.tiles import multiply, pointer_at
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def rotate_kernel(
     head = tl.program_id(1)
     d = tl.arange(0, D)
     pos = tl.load(state) + token
-    cache = tl.load(state + 1).to(tl.pointer_type(tl.bfloat16))
+    cache = pointer_at(state + 1, tl.bfloat16)
     capacity = tl.load(state + 2)
     is_real = token < tl.load(state + 3)
     start = qkv + (token * (NUM_HEADS + 2 * NUM_KV) + head) * D
@@ -70,7 +70,7 @@ def chunk_attention_kernel(
     """Causal attention of BQ tokens of the chunk over the cache, for one query head."""
     head = tl.program_id(1)
     begin = tl.load(state).to(tl.int32)
-    cache = tl.load(state + 1).to(tl.pointer_type(tl.bfloat16))
+    cache = pointer_at(state + 1, tl.bfloat16)
     capacity = tl.load(state + 2)
     num_real = tl.load(state + 3).to(tl.int32)
     first = tl.program_id(0) * BQ

@@ -7,6 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
+from quant.errors import QuantError
 from quant.kernels.base import ExpertWeights
 from quant.kernels.triton.tables import BITS, bf16_tables
 from quant.kernels.triton.tiles import tiles_kernel
@@ -22,6 +23,8 @@ class HasFormat(Protocol):
         ...
 
 
+ALIGNMENT = 16  # of weights, in bytes
+STAGES = 3  # blocks of inputs on the way
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
@@ -31,39 +34,45 @@ def _row_tile(rows: int) -> int:
 
 
 def tile_options(
-    weight: HasFormat, rows: int, num_out: int, gated: bool, grouped: bool = False
+    weight: HasFormat, rows: int, *, gated: bool = False, grouped: bool = False
 ) -> dict[str, Any]:
     """How the tile kernel is cut for a product.
 
     Args:
         weight: In which format.
         rows: Rows that meet one weight, on average.
-        num_out: Outputs.
         gated: Whether a program holds two products.
         grouped: Whether rows are grouped by expert; tiles must then fit those of the gated one.
     """
     row_tile = _row_tile(rows)
     if gated or grouped:
         row_tile = min(row_tile, 64)
-    wide = row_tile == 128 and num_out >= 128
+    bits = BITS[weight.format]
     names = ("U0", "U1", "U2", "U3", "L0", "L1", "L2", "L3")
     tables = dict(zip(names, bf16_tables(weight.format), strict=True))
     return {
         "BM": row_tile,
-        "BN": 128 if wide else 64,
-        "BK": 64,
-        "BITS": BITS[weight.format],
+        "BN": 64,
+        "BK": 128 if bits == 8 and row_tile <= 32 else 64,
+        "BITS": bits,
         "PTX": not INTERPRETED,
-        "num_warps": 8 if wide else 4,
-        "num_stages": 3,
+        "num_warps": 4,
+        "num_stages": STAGES,
+        "STAGES": STAGES,
         **tables,
     }
 
 
 def address_table(weights: Sequence[QuantTensor]) -> Tensor:
-    """Where each weight's codes and scales are: int64 ``[2, num_weights]`` on their device."""
+    """Where each weight's codes and scales are: int64 ``[2, num_weights]`` on their device.
+
+    Raises:
+        QuantError: If one does not begin at a multiple of 16 bytes, which kernels rely on.
+    """
     parts = [list(weight.parts.values()) for weight in weights]
     table = [[p[0].data_ptr() for p in parts], [p[-1].data_ptr() for p in parts]]
+    if any(address % ALIGNMENT for addresses in table for address in addresses):
+        raise QuantError(f"a weight does not begin at a multiple of {ALIGNMENT} bytes; copy it")
     return torch.tensor(table, dtype=torch.int64).to(weights[0].device, non_blocking=True)
 
 
@@ -73,7 +82,7 @@ def matmul(hidden_states: Tensor, weight: QuantTensor, addresses: Tensor) -> Ten
     out = torch.empty(
         len(x), weight.shape[0], dtype=hidden_states.dtype, device=hidden_states.device
     )
-    options = tile_options(weight, len(x), weight.shape[0], False)
+    options = tile_options(weight, len(x))
     grid = (
         triton.cdiv(weight.shape[0], options["BN"]),
         triton.cdiv(len(x), options["BM"]),
@@ -138,7 +147,7 @@ def routed_experts(
     num_rows, num_experts = topk_ids.numel(), gate_up_at.shape[1]
     x = hidden_states.to(torch.bfloat16).contiguous()
     hidden_size, width = example.down.shape
-    options = tile_options(example.gate_up, -(-num_rows // num_experts), width, True)
+    options = tile_options(example.gate_up, -(-num_rows // num_experts), gated=True)
     row_tile = options["BM"]
     rows, expert_of = group_rows(topk_ids.flatten(), num_experts, row_tile)
     num_tiles = len(expert_of)

@@ -167,8 +167,9 @@ class DecodeStep(StepBuffers):
             NUM_LAYERS=sizes.num_layers, NUM_KV=sizes.num_kv_heads,
             REP=sizes.num_heads // sizes.num_kv_heads, RP=self._padded_rep, D=sizes.head_dim,
             BT=tuning.attention_tile, SPLITS=tuning.attention_splits,
-            BITS=BITS[layer.o.format], PTX=not INTERPRETED, num_warps=tuning.attention_warps,
-            num_stages=tuning.attention_stages, **self._launch(),
+            AT_ONCE=tuning.attention_reads, BITS=BITS[layer.o.format], PTX=not INTERPRETED,
+            num_warps=tuning.attention_warps, num_stages=tuning.attention_stages,
+            **self._launch(),
         )  # fmt: skip
         inputs = layer.o.shape[1]
         num_pieces = pieces(inputs, tuning.project_splits)

@@ -25,6 +25,7 @@ class Tuning:
         attention_tile: Tokens that attention reads at a time.
         attention_warps: Of attention.
         attention_stages: Tiles that attention has on the way.
+        attention_reads: Parts' results that are read at a time.
         pdl: Launch a kernel before its predecessor has ended. Waiting programs take places from
             working ones: it gained nothing when it was measured (1.535 against 1.532 ms).
     """
@@ -40,6 +41,7 @@ class Tuning:
     attention_tile: int = 128
     attention_warps: int = 8
     attention_stages: int = 2
+    attention_reads: int = 8
     pdl: bool = False
 
 

@@ -88,44 +88,89 @@ def _halves(p):
 
 @triton.jit
 def _tile_x16(
-    codes, first_group, block, num_blocks, num_groups, BN: tl.constexpr,
+    codes, group, block, num_blocks, num_groups, G: tl.constexpr,
     U0: tl.constexpr, U1: tl.constexpr, U2: tl.constexpr, U3: tl.constexpr,
     L0: tl.constexpr, L1: tl.constexpr, L2: tl.constexpr, L3: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Codebook values of one block of 64 inputs, bfloat16 ``[64, BN]``."""
-    G: tl.constexpr = BN // 16
-    g = first_group + tl.arange(0, G)
+    """Codebook values of one block of 64 inputs of G row groups, bfloat16 ``[64, 16 · G]``.
+
+    Row ``4·q + j`` of group g is column ``(j · G + g) · 4 + q``: a thread reads four rows at once,
+    and so neighbouring threads write neighbouring columns to different banks of shared memory.
+    """
     t = tl.arange(0, 8)
     r = tl.arange(0, 16)
-    at = (g.to(tl.int64) * num_blocks + block)[:, None, None] * 128
+    at = (group.to(tl.int64) * num_blocks + block)[:, None, None] * 128
     at = at + t[None, :, None] * 16 + r[None, None, :]
-    w = tl.load(codes + at, mask=(g < num_groups)[:, None, None], other=0)
+    w = tl.load(codes + at, mask=(group < num_groups)[:, None, None], other=0)
+    w = tl.reshape(w, (G, 8, 4, 4))
     p0, p1, p2, p3 = _expand(w, U0, U1, U2, U3, L0, L1, L2, L3, PTX)
-    # [G, t, r, half, i0, i1]: code 4·i1 + 2·i0 + half of word t is input 8t + that
+    # [g, t, q, j, half, i0, i1]: code 4·i1 + 2·i0 + half of word t is input 8t + that
     values = tl.join(tl.join(_halves(p0), _halves(p1)), tl.join(_halves(p2), _halves(p3)))
-    return tl.reshape(tl.permute(values, (1, 5, 4, 3, 0, 2)), (64, BN))
+    return tl.reshape(tl.permute(values, (1, 6, 5, 4, 3, 0, 2)), (64, 16 * G))
 
 
 @triton.jit
-def _absmax_x16(absmax, first_group, block, num_blocks, num_groups, BN: tl.constexpr):
-    """The scales of one block of 64 inputs, float32 ``[BN]``."""
-    n = tl.arange(0, BN)
-    g = first_group + n // 16
-    at = (g.to(tl.int64) * num_blocks + block) * 16 + n % 16
-    return tl.load(absmax + at, mask=g < num_groups, other=0.0).to(tl.float32)
+def _absmax_x16(absmax, group, block, num_blocks, num_groups, G: tl.constexpr):
+    """The scales of one block of 64 inputs, float32 ``[16 · G]``, in the order of `_tile_x16`.
+
+    They are read two a word: less than four bytes cannot be brought ahead of time.
+    """
+    at = (group.to(tl.int64) * num_blocks + block)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    w = tl.load(absmax + at, mask=(group < num_groups)[:, None], other=0)
+    low = (w & 65535).to(tl.int16).to(tl.float16, bitcast=True)
+    high = ((w >> 16) & 65535).to(tl.int16).to(tl.float16, bitcast=True)
+    scale = tl.reshape(tl.join(low, high).to(tl.float32), (G, 4, 4))
+    return tl.reshape(tl.permute(scale, (2, 0, 1)), (16 * G,))
 
 
 @triton.jit
-def _tile_rows(
-    codes, first_row, first_input, num_rows, num_inputs, BN: tl.constexpr, BK: tl.constexpr
-):  # fmt: skip
-    """int8 or bfloat16 rows as bfloat16 ``[BK, BN]``."""
-    n = first_row + tl.arange(0, BN)
+def _in_row_order(acc, BM: tl.constexpr, G: tl.constexpr):
+    """Columns of `_tile_x16` in the order of the rows that they came from."""
+    columns = tl.permute(tl.reshape(acc, (BM, 4, G, 4)), (0, 2, 3, 1))
+    return tl.reshape(columns, (BM, 16 * G))
+
+
+@triton.jit
+def _tile_int8(words, row, first_input, num_rows, num_inputs, W: tl.constexpr, BK: tl.constexpr):
+    """int8 rows ``[W]``, read four codes a word, as bfloat16 ``[BK, W]``."""
+    k = first_input // 4 + tl.arange(0, BK // 4)
+    at = row.to(tl.int64)[:, None] * (num_inputs // 4) + k[None, :]
+    ok = (row < num_rows)[:, None] & (k < num_inputs // 4)[None, :]
+    w = tl.load(words + at, mask=ok, other=0) ^ -2139062144  # 0x80808080: codes plus 128
+    low = tl.join(_from_byte(w, 0), _from_byte(w, 1))
+    high = tl.join(_from_byte(w, 2), _from_byte(w, 3))
+    # [row, word, i0, i1]: code 2·i1 + i0 of the word
+    values = tl.permute(tl.join(low, high), (0, 1, 3, 2))
+    return tl.trans(tl.reshape(values, (W, BK)))
+
+
+@triton.jit
+def _from_byte(w, i: tl.constexpr):
+    """A byte of int32 less 128, as bfloat16.
+
+    It is put into the lowest bits of a float, since instructions that convert integers are slow.
+    """
+    bits = ((w >> (8 * i)) & 255) | 0x4B000000  # 2^23 plus the byte
+    return (bits.to(tl.float32, bitcast=True) - 8388736.0).to(tl.bfloat16)
+
+
+@triton.jit
+def _tile_bf16(codes, row, first_input, num_rows, num_inputs, BK: tl.constexpr):
+    """bfloat16 rows ``[W]``, as ``[BK, W]``."""
     k = first_input + tl.arange(0, BK)
-    at = n.to(tl.int64)[None, :] * num_inputs + k[:, None]
-    ok = (n < num_rows)[None, :] & (k < num_inputs)[:, None]
-    # By way of float32: Triton's interpreter takes int8 for the bits of a bfloat16.
-    return tl.load(codes + at, mask=ok, other=0).to(tl.float32).to(tl.bfloat16)
+    at = row.to(tl.int64)[None, :] * num_inputs + k[:, None]
+    ok = (row < num_rows)[None, :] & (k < num_inputs)[:, None]
+    return tl.load(codes + at, mask=ok, other=0.0)
+
+
+@triton.jit
+def pointer_at(place, TYPE: tl.constexpr):
+    """An address that is held at a place; it must be a multiple of 16.
+
+    Kernels know that of their arguments. Of what they load they must be told, or they would read
+    element by element.
+    """
+    return tl.multiple_of(tl.load(place).to(tl.pointer_type(TYPE)), 16)
 
 
 @triton.jit
@@ -142,6 +187,7 @@ def tiles_kernel(
     num_rows, num_experts, num_out, num_inputs,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr,
     GROUPED: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, ROWS_PER_X: tl.constexpr,
+    STAGES: tl.constexpr,
     U0: tl.constexpr, U1: tl.constexpr, U2: tl.constexpr, U3: tl.constexpr,
     L0: tl.constexpr, L1: tl.constexpr, L2: tl.constexpr, L3: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
@@ -167,52 +213,52 @@ def tiles_kernel(
             row = tl.load(rows_of + row).to(tl.int32)
         ok = row < num_rows
         first = tl.program_id(0) * BN
+        W: tl.constexpr = 2 * BN if GATED else BN
         if BITS == 4:
-            codes = tl.load(codes_at + expert).to(tl.pointer_type(tl.int32))
-            scales = tl.load(scales_at + expert).to(tl.pointer_type(tl.float16))
+            codes = pointer_at(codes_at + expert, tl.int32)
+            scales = pointer_at(scales_at + expert, tl.int32)
         elif BITS == 8:
-            codes = tl.load(codes_at + expert).to(tl.pointer_type(tl.int8))
-            scales = tl.load(scales_at + expert).to(tl.pointer_type(tl.float32))
+            codes = pointer_at(codes_at + expert, tl.int32)
+            scales = pointer_at(scales_at + expert, tl.float32)
         else:
-            codes = tl.load(codes_at + expert).to(tl.pointer_type(tl.bfloat16))
+            codes = pointer_at(codes_at + expert, tl.bfloat16)
             scales = codes
         all_out = num_out * 2 if GATED else num_out
+        G: tl.constexpr = W // 16
+        # GATED: the second half of a program's columns are the up rows of its gate rows
+        i = tl.arange(0, G)
+        group = first // 16 + i + tl.where(i < BN // 16, 0, num_out // 16 - BN // 16)
+        c = tl.arange(0, W)
+        weight_row = first + c + tl.where(c < BN, 0, num_out - BN)
         groups, blocks = all_out // 16, num_inputs // 64
         k = tl.arange(0, BK)
         x_rows = x + (row // ROWS_PER_X).to(tl.int64)[:, None] * num_inputs
-        acc = tl.zeros((BM, BN), tl.float32)
-        up = tl.zeros((BM, BN), tl.float32)
-        nothing = tl.zeros((BM, BN), tl.float32)
-        for begin in range(0, num_inputs, BK):
+        acc = tl.zeros((BM, W), tl.float32)
+        nothing = tl.zeros((BM, W), tl.float32)
+        for begin in tl.range(0, num_inputs, BK, num_stages=STAGES):
             inside = (begin + k) < num_inputs
             a = tl.load(x_rows + begin + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
             if BITS == 4:
                 block = begin // 64
-                b = _tile_x16(codes, first // 16, block, blocks, groups, BN,
+                b = _tile_x16(codes, group, block, blocks, groups, G,
                               U0, U1, U2, U3, L0, L1, L2, L3, PTX)  # fmt: skip
-                scale = _absmax_x16(scales, first // 16, block, blocks, groups, BN)
+                scale = _absmax_x16(scales, group, block, blocks, groups, G)
                 acc += multiply(a, b, nothing, PTX) * scale[None, :]
-                if GATED:
-                    second = (num_out + first) // 16
-                    b = _tile_x16(codes, second, block, blocks, groups, BN,
-                                  U0, U1, U2, U3, L0, L1, L2, L3, PTX)  # fmt: skip
-                    scale = _absmax_x16(scales, second, block, blocks, groups, BN)
-                    up += multiply(a, b, nothing, PTX) * scale[None, :]
-            else:
-                b = _tile_rows(codes, first, begin, all_out, num_inputs, BN, BK)
+            elif BITS == 8:
+                b = _tile_int8(codes, weight_row, begin, all_out, num_inputs, W, BK)
                 acc = multiply(a, b, acc, PTX)
-                if GATED:
-                    b = _tile_rows(codes, num_out + first, begin, all_out, num_inputs, BN, BK)
-                    up = multiply(a, b, up, PTX)
-        n = first + tl.arange(0, BN)
+            else:
+                b = _tile_bf16(codes, weight_row, begin, all_out, num_inputs, BK)
+                acc = multiply(a, b, acc, PTX)
+        if BITS == 4:
+            acc = _in_row_order(acc, BM, G)
         if BITS == 8:
-            scale = tl.load(scales + n, mask=n < num_out, other=0.0) * (1.0 / 127.0)
-            acc *= scale[None, :]
-            if GATED:
-                scale = tl.load(scales + num_out + n, mask=n < num_out, other=0.0) * (1.0 / 127.0)
-                up *= scale[None, :]
+            scale = tl.load(scales + weight_row, mask=weight_row < all_out, other=0.0)
+            acc *= (scale * (1.0 / 127.0))[None, :]
+        n = first + tl.arange(0, BN)
         if GATED:
-            acc = acc * tl.sigmoid(acc) * up
+            gate, up = tl.split(tl.permute(tl.reshape(acc, (BM, 2, BN)), (0, 2, 1)))
+            acc = gate * tl.sigmoid(gate) * up
         if WEIGHTED:
             acc *= tl.load(weights + row, mask=ok, other=0.0)[:, None]
         at = row.to(tl.int64)[:, None] * num_out + n[None, :]
