@@ -88,6 +88,12 @@ def _model(
         figures = kept_figures(device, keep=load.keep_speeds)
         memory = fit(sizes, load, tokens, None, this_machine(device))
         places = expert_places(memory, load, figures)
+        if places.disk:
+            raise MemoryLimitError(
+                f"{len(places.disk):,} experts fit into no memory, and random weights are in no "
+                "file to read them from",
+                "give more --cpu-memory, or use --layers N for a part of the model",
+            )
         weights = random_weights(config, family, formats)
         decoder = assemble(config, weights, formats, device, getattr(torch, load.dtype), places)
         keep_figures(figures, report)

@@ -122,6 +122,19 @@ def fit(
     return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
 
 
+def num_tail_slots(plan: MemoryPlan) -> int:
+    """Of a model on a GPU, how many of the experts in RAM give way to those on disk.
+
+    Twice as many as are on disk, those used least: on the built-in model more would find nothing
+    more there, and what is used most stays where the GPU reads it too. All of them where nothing
+    is known of their use.
+    """
+    num_ram, num_disk = plan.num_experts("RAM"), plan.num_experts("disk")
+    if not num_disk or not any(map(any, plan.counts.values())):
+        return num_ram if num_disk else 0
+    return min(num_ram, max(4 * plan.sizes.config.num_experts_per_tok, 2 * num_disk))
+
+
 def expert_places(
     plan: MemoryPlan, options: LoadOptions, figures: KeptFigures | None = None
 ) -> ExpertPlaces:
@@ -135,9 +148,11 @@ def expert_places(
     if plan.fixed_place != "GPU":
         return ExpertPlaces()
     experts = dict(zip(plan.places, plan.placement.experts, strict=True))
+    ram, disk = experts.get("RAM", ()), experts.get("disk", ())
+    num_pinned = len(ram) - num_tail_slots(plan)
     return ExpertPlaces(
-        experts.get("RAM", ()),
-        experts.get("disk", ()),
+        ram[:num_pinned],
+        (*ram[num_pinned:], *disk),
         options.cpu_share,
         options.prompt_cpu_share,
         NUM_STAGED if options.stage else 0,

@@ -12,7 +12,7 @@ from erniechat.chat.sessions import kept_folder
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
-from erniechat.fit import Machine, expert_places, fit, this_machine
+from erniechat.fit import Machine, expert_places, fit, num_tail_slots, this_machine
 from erniechat.hub.feed import check_online
 from erniechat.machine import keep_figures, kept_figures
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
@@ -248,12 +248,15 @@ def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
 def _residency(
     memory: MemoryPlan, weights: WeightSource, options: LoadOptions, warn: Warn
 ) -> Residency | None:
-    """Which experts of the copy are kept in the RAM of a machine without a GPU; None for all.
+    """Which experts of the copy are kept in RAM; None if none is on disk.
+
+    On a GPU that is about those which live in no memory for good, see `expert_places`.
 
     Raises:
         MemoryLimitError: If some must stay on disk and no copy could be kept there.
     """
-    if memory.fixed_place == "GPU" or memory.num_experts("RAM") == memory.sizes.num_experts:
+    num_disk, on_gpu = memory.num_experts("disk"), memory.fixed_place == "GPU"
+    if not num_disk:
         return None
     if not isinstance(weights, QuantizedCopy):
         needed = least_size(memory.nbytes("RAM") + memory.nbytes("disk"))
@@ -261,16 +264,20 @@ def _residency(
             "the experts do not fit into RAM, and no quantized copy could be kept",
             f"{FLAGS['RAM']} {needed} would hold all",
         )
-    num_slots = slots_in(memory.num_experts("RAM") * memory.sizes.expert_nbytes, memory.sizes)
+    in_ram = dict(zip(memory.places, memory.placement.experts, strict=True))["RAM"]
+    first = in_ram[len(in_ram) - num_tail_slots(memory) :] if on_gpu else in_ram
+    num_slots = slots_in(len(first) * memory.sizes.expert_nbytes, memory.sizes)
     known = any(map(any, memory.counts.values()))
     hint = "" if known else " (erniechat profile calibrate finds out which are used most)"
+    held = f"{memory.num_experts('GPU'):,} experts fit into the GPU's memory, " if on_gpu else ""
+    count = len(in_ram) if on_gpu else num_slots
     warn(
-        f"{num_slots:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
+        f"{held}{count:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
         f"the others are read from the disk when they are chosen{hint}"
     )
     return Residency(
         num_slots,
-        memory.placement.experts[0],
+        first,
         memory.counts,
         options.adapt,
         options.read_ahead,

@@ -39,7 +39,7 @@ def machine_name(device: torch.device, program: str, cpu_info: Path = CPU_INFO) 
     kernels = "torch" if isinstance(found, str) else found.paths[0]
     threads = torch.get_num_threads() if isinstance(found, str) else num_threads()
     parts = [_cpu(cpu_info), f"{threads} threads", kernels]
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(device)
         parts.append(f"{gpu.name} {getattr(gpu, 'pci_bus_id', '')}".strip())
     return " · ".join([*parts, f"torch {torch.__version__}", program])

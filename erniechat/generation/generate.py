@@ -144,9 +144,14 @@ def _decode_ahead(
     """As `decode`; each token is being read when its id comes to be known here."""
     for step in range(limits.max_tokens):
         is_last = step + 1 == limits.max_tokens
-        if not is_last:
-            run.advance()
-        token_id = run.take()
+        try:
+            if not is_last:
+                run.advance()
+            token_id = run.take()
+        except Exception:
+            # It may have been the last token in the cache that was not computed as it should.
+            kv_cache.forget_from(max(len(kv_cache) - 1, 0))
+            raise
         yield token_id
         if token_id in limits.stop_ids or is_last or cancelled():
             return

@@ -37,21 +37,22 @@ def assemble(
         device: Where the model runs; weights that are elsewhere are copied there.
         dtype: Of activations.
         places: Which experts of a model on a GPU live elsewhere; by default none.
-        residency: On a CPU, how many experts of a copy on disk are in RAM; None leaves that to
-            the page cache.
+        residency: How many experts of a copy on disk are in RAM, on a GPU of those that live in
+            no memory; None leaves that on a CPU to the page cache.
 
     Raises:
         QuantError: If a weight is not there or not of the expected kind, or the kernels cannot
             run experts that live elsewhere.
     """
     if device.type == "cuda" and formats.linear_backend.name == "triton":
-        return _assemble_pooled(config, weights, formats, device, dtype, places or ExpertPlaces())
+        places = places or ExpertPlaces()
+        return _assemble_pooled(config, weights, formats, device, dtype, places, residency)
     if places is not None and (places.ram or places.disk):
         raise QuantError(
             f"{formats.linear_backend.name} kernels on {device} cannot run experts outside the "
             "GPU's memory; use --kernels triton"
         )
-    cached = cached_experts(config, weights, formats, residency)
+    cached = cached_experts(config, weights, formats.linear_backend, residency)
     experts = {
         layer_idx: [
             expert_of(weights, layer_idx, expert_idx).to(device)
@@ -102,6 +103,7 @@ def _assemble_pooled(
     device: torch.device,
     dtype: torch.dtype,
     places: ExpertPlaces,
+    residency: Residency | None,
 ) -> Decoder:
     """On a GPU: experts in one pool, weights sent there as they are read, decode captured."""
     tensors: dict[str, Tensor] = {}
@@ -110,7 +112,7 @@ def _assemble_pooled(
     num_shared = 0 if config.use_bias else config.num_shared_experts
     with Uploader(device) as upload:
         store = (
-            pooled_experts(config, weights, formats, device, upload, num_shared, places)
+            pooled_experts(config, weights, formats, device, upload, num_shared, places, residency)
             if config.moe_layers
             else None
         )

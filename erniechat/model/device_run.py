@@ -1,5 +1,6 @@
 """A reply on a GPU whose tokens are chosen there: the host launches ahead and reads ids later."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -61,6 +62,7 @@ class DeviceRun:
         place: Tells the device where the cache is and at which position a token comes.
         replay: Reads ``step.token`` and writes the next one there.
         mailbox: Empty.
+        check: Raises what computing a token has failed with; told how long it took, in seconds.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class DeviceRun:
         place: Callable[[KVCache, int], None],
         replay: Callable[[], None],
         mailbox: Mailbox,
+        check: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._step = step
         self._kv_cache = kv_cache
         self._place = place
         self._replay = replay
         self._mailbox = mailbox
+        self._check = check
         mailbox.post(step.token)
 
     def advance(self) -> None:
@@ -91,5 +95,8 @@ class DeviceRun:
         self._mailbox.post(self._step.token)
 
     def take(self) -> int:
-        """See `TokenRun`."""
-        return self._mailbox.take()
+        """See `TokenRun`; what a failure made of a token is not given away."""
+        began = time.monotonic()
+        token_id = self._mailbox.take()
+        self._check(time.monotonic() - began)
+        return token_id

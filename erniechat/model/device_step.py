@@ -1,6 +1,7 @@
 """Decode on a GPU as one CUDA graph: the decoder's weights in launches that are captured once."""
 
 import gc
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
 from erniechat.model.machine_costs import BUCKETS
 from erniechat.model.run_ahead import Drawing, TokenRun
+from quant.errors import QuantError
 from quant.experts.pool import PooledExpertStore
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels.triton.backend import chunk_launchers, decode_launchers
@@ -27,6 +29,7 @@ from quant.kernels.triton.step_weights import (
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 
+SLOW_SECONDS = 10.0  # for a token: by then the GPU may have given up waiting for the CPU
 WIDTH_UNIT = 64  # inputs that share a scale in 4 bits; the kernels cut all widths so
 
 
@@ -273,8 +276,7 @@ class CapturedStep:
         self.place(kv_cache, position)
         self.step.token.fill_(token_id)
         self._replay(graph)
-        logits: Tensor = self.step.logits.clone()[None]
-        return logits
+        return self._checked(self.step.logits.clone()[None])
 
     def start_run(self, drawing: Drawing, logits: Tensor, kv_cache: KVCache) -> TokenRun:
         """Choose tokens on the device from here on; the first one is launched.
@@ -309,7 +311,9 @@ class CapturedStep:
         step.choice.begin(logits, num_tokens)
         step.choice.launch(kind)
         step.advance()
-        return DeviceRun(step, kv_cache, self.place, partial(self._replay, graph), PinnedMailbox())
+        return DeviceRun(
+            step, kv_cache, self.place, partial(self._replay, graph), PinnedMailbox(), self._check
+        )
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
         """Launch a graph, with the CPU ready for what it may ask.
@@ -321,6 +325,27 @@ class CapturedStep:
             self._server.wake()
             self._server.check()
         graph.replay()
+
+    def _check(self, seconds: float) -> None:
+        """Raise what the CPU has failed with; after long also whether it never answered.
+
+        Raises:
+            QuantError: If it has.
+        """
+        if self._server is None:
+            return
+        self._server.check()
+        if seconds > SLOW_SECONDS and int(self.step._arrived[1]):
+            self.step._arrived[1] = 0
+            raise QuantError("the CPU did not answer the GPU in time; start again")
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        """Logits, waited for if the CPU may have failed to compute its part of them."""
+        if self._server is not None:
+            began = time.monotonic()
+            torch.cuda.synchronize(self._device)
+            self._check(time.monotonic() - began)
+        return logits
 
     def _launch_token(self, vocab_size: int) -> None:
         self.step.penalty.fill_(1.0)
@@ -340,5 +365,4 @@ class CapturedStep:
         chunk.state.copy_(torch.tensor([begin, address, capacity, num_real]))
         chunk.ids[:num_real] = torch.tensor(input_ids)
         self._replay(self._graphs[key])
-        logits: Tensor = chunk.logits.clone()
-        return logits
+        return self._checked(chunk.logits.clone())

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import Formats
 from erniechat.model.family import routed_name
 from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.cache import ExpertCache, StoredExpert
 from quant.experts.disk import DiskExpertStore, Predict
 from quant.experts.placement import ExpertKey
+from quant.kernels.base import KernelBackend
 from quant.tensor import QuantTensor
 
 
@@ -55,9 +55,16 @@ def router_guess(config: ModelConfig, weights: WeightSource) -> Predict:
 
 
 def cached_experts(
-    config: ModelConfig, weights: WeightSource, formats: Formats, residency: Residency | None
+    config: ModelConfig, weights: WeightSource, backend: KernelBackend, residency: Residency | None
 ) -> DiskExpertStore | None:
-    """A store that reads experts from the copy; None if all may be mapped."""
+    """A store that reads experts from the copy; None if all may be mapped.
+
+    Args:
+        config: The model's shape.
+        weights: Every weight by its name.
+        backend: Runs the experts, on the CPU.
+        residency: Who is in RAM.
+    """
     if residency is None or not config.moe_layers or not isinstance(weights, QuantizedCopy):
         return None
     stored = {
@@ -73,7 +80,7 @@ def cached_experts(
         config.moe_layers,
         config.num_experts,
         config.num_hidden_layers,
-        formats.linear_backend,
+        backend,
         counts=residency.counts,
         by_use=residency.by_use,
         predict=router_guess(config, weights) if residency.read_ahead else None,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
+from erniechat.model.disk_assembly import Residency, cached_experts
 from erniechat.model.family import routed_name
 from erniechat.model.machine_costs import BUCKETS, NUM_MEASURED, row_shares, sharing_costs
 from quant.copy import WeightSource
@@ -17,6 +18,7 @@ from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated
 from quant.experts.sharing import cpu_shares
+from quant.experts.tail import ExpertTail
 from quant.experts.tiered import TieredExpertStore
 from quant.figures import KeptFigures
 from quant.kernels.base import ExpertWeights
@@ -35,7 +37,7 @@ class ExpertPlaces:
 
     Attributes:
         ram: In pinned memory of the host.
-        disk: Only in the mapped copy.
+        disk: Only in the copy, and some of them in RAM for a time.
         cpu_share: Which share of a token's experts outside the GPU's memory the CPU runs, from 0
             to 1; by default what suits this machine best.
         prompt_cpu_share: Likewise of those of a prompt's chunk and layer.
@@ -84,6 +86,7 @@ def pooled_experts(
     upload: Uploader,
     num_shared: int,
     places: ExpertPlaces,
+    residency: Residency | None = None,
 ) -> PooledExpertStore:
     """Every expert where it is to live; shared ones in the GPU's memory.
 
@@ -95,6 +98,10 @@ def pooled_experts(
         upload: Brings weights there.
         num_shared: Shared experts of a layer that the store runs too.
         places: Who lives elsewhere.
+        residency: How many of those in the copy are in RAM.
+
+    Raises:
+        QuantError: If experts must be read from a copy, and there is none.
     """
     elsewhere = {*places.ram, *places.disk}
     per_layer = config.num_experts + num_shared
@@ -118,7 +125,23 @@ def pooled_experts(
         return PooledExpertStore(
             pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
         )
-    return _tiered_experts(config, weights, formats, pool, slots, num_shared, places)
+    tail = _tail_of(config, weights, places, residency)
+    return _tiered_experts(config, weights, formats, pool, slots, num_shared, places, tail)
+
+
+def _tail_of(
+    config: ModelConfig, weights: WeightSource, places: ExpertPlaces, residency: Residency | None
+) -> ExpertTail | None:
+    """The experts that are in no memory for good."""
+    if not places.disk:
+        return None
+    disk = cached_experts(config, weights, NativeBackend(), residency)
+    if disk is None:
+        raise QuantError(
+            f"{len(places.disk):,} experts fit into no memory, and there is no quantized copy to "
+            "read them from; give more --cpu-memory"
+        )
+    return ExpertTail(disk, places.disk)
 
 
 def _copy(target: Tensor, source: Tensor) -> None:
@@ -133,9 +156,9 @@ def _tiered_experts(
     slots: dict[int, list[int]],
     num_shared: int,
     places: ExpertPlaces,
+    tail: ExpertTail | None,
 ) -> TieredExpertStore:
-    """Those that do not live on the GPU, in pinned memory or left in the copy."""
-    native = NativeBackend()
+    """Those that do not live on the GPU, in pinned memory or left to the tail."""
     host = HostPool(pool, len(places.ram))
     on_cpu: dict[int, list[ExpertWeights | None]] = {
         layer_idx: [None] * config.num_experts for layer_idx in config.moe_layers
@@ -144,13 +167,16 @@ def _tiered_experts(
         slots[key.layer_idx][key.expert_idx] = host.slot(row)
         pool.write_in(host.data[row], expert_of(weights, *key), _copy)
         on_cpu[key.layer_idx][key.expert_idx] = pool.expert_in(host.data[row])
-    copies = {key: expert_of(weights, *key) for key in places.disk}
-    for key, expert in copies.items():
-        on_cpu[key.layer_idx][key.expert_idx] = expert
-    server = ExpertServer(on_cpu, config.num_hidden_layers, config.hidden_size, native, pinned=True)
+    server = ExpertServer(
+        on_cpu, config.num_hidden_layers, config.hidden_size, NativeBackend(),
+        pinned=pool.data.device.type == "cuda", fetch=None if tail is None else tail.fetch,
+    )  # fmt: skip
+    if tail is not None:
+        tail.serve(server)
     figures = places.figures or KeptFigures(None, "")
-    free = pool.data[-FREE_SLOTS:]
-    costs = sharing_costs(figures, host.data, free)
+    taken = {slot for layer in slots.values() for slot in layer}
+    free = [slot for slot in range(len(pool.data)) if slot not in taken]  # one after the other
+    costs = sharing_costs(figures, host.data, pool.data[free[0] : free[-1] + 1])
     most = config.num_experts_per_tok
     shares: Sequence[int] = cpu_shares(most, pool.slot_nbytes, costs)
     if places.cpu_share is not None:
@@ -161,5 +187,5 @@ def _tiered_experts(
         of_rows = row_shares(config, figures, some, len(host.data), costs)
     return TieredExpertStore(
         pool, host, slots, config.num_hidden_layers, num_shared, formats.linear_backend, server,
-        native, copies, shares, of_rows, places.num_staged, costs=costs,
+        tail, shares, of_rows, places.num_staged, costs=costs,
     )  # fmt: skip

@@ -69,7 +69,7 @@ class ExpertAdapter:
             for swap in swaps
             if swap.promote is not None
             and swap.demote is not None
-            and self._store.is_pinned(swap.promote)
+            and self._store.is_in_ram(swap.promote)
         ]
         self._store.swap_all(pairs)
         self.num_swaps += len(pairs)

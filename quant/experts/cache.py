@@ -121,10 +121,7 @@ class ExpertCache:
         if key in self._residents:
             return
         if not self._free:
-            victim = leaving()
-            resident = self._residents.pop(victim)
-            wait(resident.reads)  # its slot must not change under a reader
-            self._free.append(resident.slot)
+            self.drop(leaving())
         slot = self._free.pop()
         stored = self._experts[key]
         begin, end = _aligned(stored.span)
@@ -138,6 +135,12 @@ class ExpertCache:
         self._residents[key] = _Resident(slot, weights, reads)
         self.num_reads += 1
         self.nbytes_read += end - begin
+
+    def drop(self, key: ExpertKey) -> None:
+        """Free the slot of an expert that is here or on its way."""
+        resident = self._residents.pop(key)
+        wait(resident.reads)  # its slot must not change under a reader
+        self._free.append(resident.slot)
 
     def take(self, key: ExpertKey) -> ExpertWeights:
         """An expert that was fetched, once it is here; valid until it has to leave.
@@ -235,11 +238,21 @@ class Heat:
             self._clock += 1
             row[list(expert_ids)] = self._clock
 
-    def pass_token(self) -> None:
+    def add(self, uses: Mapping[int, np.ndarray]) -> None:
+        """Count what tokens chose elsewhere: by layer index how often each expert."""
+        self._clock += 1
+        for layer_idx, counts in uses.items():
+            row = self._heat[self._rows[layer_idx]]
+            if self._by_use:
+                row += self._unit * counts
+            else:
+                row[counts > 0] = self._clock
+
+    def pass_token(self, num_tokens: float = 1.0) -> None:
         """Let older uses fade: newer ones weigh more, and now and then all are scaled back."""
         if not self._by_use:
             return
-        self._unit *= self._growth
+        self._unit *= self._growth**num_tokens
         if self._unit > 1e100:
             self._heat /= self._unit
             self._unit = 1.0

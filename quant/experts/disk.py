@@ -6,6 +6,7 @@ Results do not depend on what is in RAM: experts are summed in the order of thei
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,11 @@ class DiskExpertStore:
             ``[1, hidden_size]`` of the layer before, a score for each of its experts. None reads
             nothing before it is chosen.
 
+    Attributes:
+        layers: As given.
+        on_leave: Told who leaves the cache.
+        num_read: Executions whose expert was not there.
+
     Raises:
         QuantError: If the cache has fewer slots than a token needs at once.
     """
@@ -59,6 +65,7 @@ class DiskExpertStore:
         self._heat = Heat({i: known.get(i, unknown) for i in layers}, HALF_LIFE_TOKENS, by_use)
         self._cache = cache
         self._backend = backend
+        self.layers = tuple(layers)
         self._last_layer = max(layers)
         self._next_layer = dict(pairwise(layers))
         self._predict = predict
@@ -66,7 +73,8 @@ class DiskExpertStore:
         self.num_ahead = self.num_ahead_used = 0
         self._num_experts = num_experts
         self._counts = torch.zeros(num_layers, num_experts, dtype=torch.int64)
-        self._found = self._missed = 0
+        self._found = self.num_read = 0
+        self.on_leave: Callable[[ExpertKey], None] = lambda key: None
 
     @property
     def counts(self) -> Tensor:
@@ -81,7 +89,7 @@ class DiskExpertStore:
     @property
     def hit_rate(self) -> float:
         """Share of the executions whose expert was in RAM; 1 before the first."""
-        total = self._found + self._missed
+        total = self._found + self.num_read
         return self._found / total if total else 1.0
 
     @property
@@ -90,7 +98,7 @@ class DiskExpertStore:
         each = self._cache.slot_nbytes
         return (
             TierUse("RAM", self._found, self._found * each),
-            TierUse("disk", self._missed, self._cache.nbytes_read),
+            TierUse("disk", self.num_read, self._cache.nbytes_read),
         )
 
     @property
@@ -150,6 +158,35 @@ class DiskExpertStore:
         self._ahead.update(missing)
         self.num_ahead += len(missing)
 
+    @property
+    def nbytes_read(self) -> int:
+        """Bytes that came from the disk."""
+        return self._cache.nbytes_read
+
+    def __contains__(self, key: ExpertKey) -> bool:
+        """Whether an expert is in RAM, or on its way there."""
+        return key in self._cache
+
+    def learn(self, uses: Mapping[int, np.ndarray], num_tokens: float) -> None:
+        """Count what tokens chose that others ran, by layer index and expert."""
+        self._heat.add(uses)
+        self._heat.pass_token(num_tokens)
+
+    def exchange(self, leaving: ExpertKey, coming: ExpertKey) -> None:
+        """Give an expert's slot to another, which is read meanwhile."""
+        if leaving in self._cache:
+            self._leave(leaving)
+            self._cache.drop(leaving)
+        self.warm([coming])
+
+    def take(self, key: ExpertKey) -> ExpertWeights:
+        """An expert that is in RAM, or on its way; valid until it leaves.
+
+        Raises:
+            QuantError: If the disk cannot be read.
+        """
+        return self._take(key)
+
     def ensure(self, layer_idx: int, chosen: Sequence[int]) -> list[ExpertWeights]:
         """A token's experts, read if they are not here; valid until the next call."""
         keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in chosen]
@@ -187,12 +224,12 @@ class DiskExpertStore:
         self._ahead.clear()
         found = sum(key in self._cache and key not in early for key in keys)
         self._found += found
-        self._missed += len(keys) - found
+        self.num_read += len(keys) - found
 
     def _fetch(self, key: ExpertKey, kept: Sequence[ExpertKey]) -> None:
         def leaving() -> ExpertKey:
             victim = self._heat.coldest(key.layer_idx, kept)
-            self._heat.hold(victim, False)
+            self._leave(victim)
             return victim
 
         if key not in self._cache:
@@ -204,5 +241,9 @@ class DiskExpertStore:
             return self._cache.take(key)
         except QuantError:
             for failed in self._cache.forget_failed():
-                self._heat.hold(failed, False)
+                self._leave(failed)
             raise
+
+    def _leave(self, key: ExpertKey) -> None:
+        self._heat.hold(key, False)
+        self.on_leave(key)

@@ -1,4 +1,4 @@
-"""Experts of one model in three places: a GPU's pool, pinned host memory, and the mapped copy.
+"""Experts of one model in three places: a GPU's pool, pinned host memory, and the copy on disk.
 
 The model's kernels find every expert of the first two through one table of slots; those of the
 host are read through the bus. While a token is decoded, the CPU runs some of the experts outside
@@ -16,7 +16,8 @@ from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
 from quant.experts.sharing import SharingCosts
 from quant.experts.store import TierUse
-from quant.kernels.base import ExpertWeights, KernelBackend
+from quant.experts.tail import ExpertTail
+from quant.kernels.base import KernelBackend
 from quant.kernels.native.serve import ExpertServer
 from quant.kernels.triton.backend import ExpertTable
 
@@ -33,8 +34,7 @@ class TieredExpertStore(PooledExpertStore):
         num_shared: Shared experts of a layer.
         backend: Runs what the GPU can read.
         server: Runs what the GPU asks of the CPU, and holds the experts that have no slot.
-        cpu_backend: Runs a prompt's tokens through experts that have no slot.
-        copies: By key the experts without a slot, mapped.
+        tail: Has the experts without a slot, and runs them for prompts; None if there are none.
         cpu_share: How many experts of a token and layer the CPU runs, by how many of them lie
             outside the GPU's memory: ``num_experts_per_tok + 1`` numbers, the first 0.
         row_shares: By the size of a prompt's chunk which share of a layer's experts in pinned
@@ -69,8 +69,7 @@ class TieredExpertStore(PooledExpertStore):
         num_shared: int,
         backend: KernelBackend,
         server: ExpertServer,
-        cpu_backend: KernelBackend,
-        copies: Mapping[ExpertKey, ExpertWeights],
+        tail: ExpertTail | None,
         cpu_share: Sequence[int],
         row_shares: Mapping[int, float] | None = None,
         num_staged: int = 0,
@@ -79,8 +78,7 @@ class TieredExpertStore(PooledExpertStore):
     ) -> None:
         super().__init__(pool, slots, num_layers, num_shared, backend)
         self.host, self.server, self.costs = host, server, costs
-        self._cpu_backend = cpu_backend
-        self._copies = dict(copies)
+        self.tail = tail
         taken = {slot for layer in slots.values() for slot in layer}
         spare = [slot for slot in range(len(pool.data)) if slot not in taken]
         if len(spare) < 1 + 2 * num_staged:
@@ -113,14 +111,14 @@ class TieredExpertStore(PooledExpertStore):
 
     @property
     def has_unaddressable(self) -> bool:
-        """Whether some experts are in the mapped copy alone, where the GPU cannot read."""
-        return bool(self._copies)
+        """Whether some experts are where the GPU cannot read."""
+        return self.tail is not None
 
     @property
     def nbytes(self) -> int:
-        """See `ExpertStore.nbytes`."""
-        copies = sum(expert.nbytes for expert in self._copies.values())
-        return self.pool.data.nbytes + self.host.data.nbytes + copies
+        """See `ExpertStore.nbytes`; those of the tail as far as they are in RAM."""
+        tail = 0 if self.tail is None else self.tail.nbytes
+        return self.pool.data.nbytes + self.host.data.nbytes + tail
 
     @property
     def resident(self) -> set[ExpertKey]:
@@ -131,6 +129,10 @@ class TieredExpertStore(PooledExpertStore):
             for expert_idx, slot in enumerate(layer[: self._num_routed])
             if 0 <= slot < self.num_slots
         }
+
+    def is_in_ram(self, key: ExpertKey) -> bool:
+        """Whether an expert can come to the GPU without being read from the disk."""
+        return self.is_pinned(key) or (self.tail is not None and self.tail.is_near(key))
 
     def is_pinned(self, key: ExpertKey) -> bool:
         """Whether an expert is in pinned memory."""
@@ -156,21 +158,24 @@ class TieredExpertStore(PooledExpertStore):
 
     @property
     def uses(self) -> tuple[TierUse, ...]:
-        """See `ExpertStore.uses`; of decoded tokens."""
+        """See `ExpertStore.uses`; of decoded tokens, in RAM and on disk of prompts too."""
         resident, streamed = self.decode_hits.tolist()
-        size = self.pool.slot_nbytes
+        size, tail = self.pool.slot_nbytes, self.tail
         on_cpu = self.server.use.num_experts
-        return (
+        if tail is not None:
+            on_cpu += tail.num_prompt_uses - tail.num_read
+        uses = (
             TierUse("GPU", resident, resident * size),
             TierUse("bus", streamed, streamed * size),
             TierUse("RAM", on_cpu, on_cpu * size),
         )
+        return uses if tail is None else (*uses, TierUse("disk", tail.num_read, tail.nbytes_read))
 
     def swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
-        """Exchange an expert in pinned memory with one of the GPU's. Waits for the device.
+        """Exchange an expert in RAM with one of the GPU's. Waits for the device.
 
         Raises:
-            QuantError: If they are not where that is possible.
+            QuantError: If they are not where that is possible, or the disk cannot be read.
         """
         self.swap_all([(promoted, demoted)])
 
@@ -186,14 +191,26 @@ class TieredExpertStore(PooledExpertStore):
     def _swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
         up, down = self._slot(promoted), self._slot(demoted)
         row = self.host.row(up)
+        if self.tail is not None and self.tail.is_near(promoted) and 0 <= down < self.num_slots:
+            self._swap_with_tail(self.tail, promoted, demoted)
+            return
         if row is None or not 0 <= down < self.num_slots:
-            raise QuantError(f"{promoted} is not in pinned memory or {demoted} not on the GPU")
+            raise QuantError(f"{promoted} is not in RAM or {demoted} not on the GPU")
         self.pool.data[self._spare].copy_(self.host.data[row])
         self.host.data[row].copy_(self.pool.data[down])
         self._slot_of[promoted.layer_idx][promoted.expert_idx] = self._spare
         self._slot_of[demoted.layer_idx][demoted.expert_idx] = up
         self._spare = down
+        self.server.forget(*promoted)  # or it would be found here once it has left for the disk
         self.server.place(*demoted, self.pool.expert_in(self.host.data[row]))
+
+    def _swap_with_tail(self, tail: ExpertTail, promoted: ExpertKey, demoted: ExpertKey) -> None:
+        """Nothing is copied back: whoever leaves the GPU is read from the copy, beside the rest."""
+        self.pool.write(self._spare, tail.take(promoted), _copy)
+        self._slot_of[promoted.layer_idx][promoted.expert_idx] = self._spare
+        self._spare = self._slot(demoted)
+        self._slot_of[demoted.layer_idx][demoted.expert_idx] = NO_SLOT
+        tail.exchange(promoted, demoted)
 
     def _slot(self, key: ExpertKey) -> int:
         return self._slot_of[key.layer_idx][key.expert_idx]
@@ -234,23 +251,23 @@ class TieredExpertStore(PooledExpertStore):
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
     ) -> Tensor:
-        """See `ExpertStore.forward`; what the GPU cannot read runs on the CPU."""
+        """See `ExpertStore.forward`; what the GPU cannot read runs on the CPU meanwhile.
+
+        Raises:
+            QuantError: If the disk cannot be read.
+        """
         far = self.slot_of[layer_idx][topk_ids] == NO_SLOT
-        if not self._copies or not bool(far.any()):
+        if self.tail is None or not bool(far.any()):
             return super().forward(layer_idx, hidden_states, topk_ids, topk_weights)
+        tokens, _ = far.nonzero(as_tuple=True)
+        rows = hidden_states[tokens].cpu()
+        ids, weights = topk_ids[far][:, None].cpu(), topk_weights[far][:, None].cpu()
         near_ids = torch.where(far, self._addressable(layer_idx), topk_ids)
         out = super().forward(layer_idx, hidden_states, near_ids, topk_weights * ~far)
         counts = self.routing_counts[layer_idx]  # of the experts that really were chosen
         counts.scatter_add_(0, near_ids[far], -torch.ones_like(near_ids[far]))
         counts.scatter_add_(0, topk_ids[far], torch.ones_like(topk_ids[far]))
-        tokens, _ = far.nonzero(as_tuple=True)
-        rows = hidden_states[tokens].cpu()
-        ids, weights = topk_ids[far][:, None].cpu(), topk_weights[far][:, None].cpu()
-        experts = [
-            self._copies.get(ExpertKey(layer_idx, expert_idx), self.pool.expert(0))
-            for expert_idx in range(self._num_routed)
-        ]
-        extra = self._cpu_backend.routed_experts(rows, ids, weights, experts)
+        extra = self.tail.forward(layer_idx, rows, ids, weights)
         return out.index_add(0, tokens, extra.to(out.device))
 
     def _addressable(self, layer_idx: int) -> int:
@@ -261,6 +278,10 @@ class TieredExpertStore(PooledExpertStore):
     def close(self) -> None:
         """Stop the CPU's thread."""
         self.server.close()
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
 
 
 def _write(table: ExpertTable, gate_up_at: Tensor, down_at: Tensor) -> None:

@@ -1,14 +1,25 @@
 """Experts on the GPU, in pinned memory and in the copy: on a GPU, or in Triton's interpreter."""
 
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
 import pytest
 import torch
 
 from erniechat.model.device_step import CapturedStep, build_chunk, build_step
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
+from quant.experts.cache import ExpertCache, StoredExpert
+from quant.experts.disk import DiskExpertStore
 from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, split_gated
 from quant.experts.sharing import SharingCosts
+from quant.experts.tail import ExpertTail
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels.native import NativeBackend
 from quant.kernels.native.library import find_library
@@ -32,6 +43,7 @@ if isinstance(find_library(), str):
 
 NUM_RESIDENT = 7  # of 16 routed experts
 NUM_STAGED = 2
+NUM_SLOTS = 3  # in RAM for experts on disk
 
 
 class TieredModel(Model):
@@ -81,21 +93,21 @@ class TieredModel(Model):
         on_cpu = {
             i: [
                 None
-                if ExpertKey(i, j) in resident
-                else experts[i][j]
-                if ExpertKey(i, j) in copies
+                if ExpertKey(i, j) not in hosted
                 else pool.expert_in(host.data[hosted.index(ExpertKey(i, j))])
                 for j in range(8)
             ]
             for i in CONFIG.moe_layers
         }
-        native = NativeBackend()
+        tail = self._tail(experts, copies) if copies else None
         server = ExpertServer(
-            on_cpu, CONFIG.num_hidden_layers, CONFIG.hidden_size, native, pinned=HAS_CUDA
-        )
+            on_cpu, CONFIG.num_hidden_layers, CONFIG.hidden_size, NativeBackend(),
+            pinned=HAS_CUDA, fetch=tail.fetch if tail else None,
+        )  # fmt: skip
+        if tail:
+            tail.serve(server)
         self.store = TieredExpertStore(
-            pool, host, slots, CONFIG.num_hidden_layers, 2, backend, server, native,
-            {key: experts[key.layer_idx][key.expert_idx] for key in copies}, self.shares,
+            pool, host, slots, CONFIG.num_hidden_layers, 2, backend, server, tail, self.shares,
             {32: self.row_share, 128: self.row_share, 512: self.row_share}, NUM_STAGED,
             costs=SharingCosts(ram=1e10, bus=1e10),
         )  # fmt: skip
@@ -104,6 +116,33 @@ class TieredModel(Model):
         on_device["lm_head"] = QuantLinear(embedding, backend)
         tensors = {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
         self.step = build_step(CONFIG, on_device, tensors, embedding, self.store)
+
+    def _tail(self, experts, keys) -> ExpertTail:
+        """Experts of a file, of which three are in RAM: one more than a layer chooses."""
+        folder = Path(tempfile.mkdtemp()) / "copy"
+        weakref.finalize(self, shutil.rmtree, folder.parent)
+        with CopyWriter(folder, {}) as writer:
+            for i, layer in experts.items():
+                for j, expert in enumerate(layer):
+                    writer[f"{i}.{j}.gate_up"], writer[f"{i}.{j}.down"] = (
+                        expert.gate_up,
+                        expert.down,
+                    )
+            writer.finish()
+        copy = QuantizedCopy(folder)
+        stored = {
+            ExpertKey(i, j): StoredExpert(
+                copy.place(f"{i}.{j}.gate_up"), copy.place(f"{i}.{j}.down")
+            )
+            for i in experts
+            for j in range(8)
+        }
+        self.path = copy.path
+        cache = ExpertCache(copy.path, stored, NUM_SLOTS)
+        disk = DiskExpertStore(
+            cache, CONFIG.moe_layers, 8, CONFIG.num_hidden_layers, NativeBackend()
+        )
+        return ExpertTail(disk, keys)
 
 
 NUM_TOKENS = 12 if HAS_CUDA else 3
@@ -136,7 +175,9 @@ def test_a_token_gets_the_same_logits_wherever_its_experts_live(tiered):
     used = {use.name: use.experts_run for use in tiered.store.uses}
     assert sum(used.values()) == NUM_TOKENS * 2 * 2
     assert abs(used["GPU"] - resident) <= 2  # a near-tie may fall otherwise
-    assert (used["RAM"] > 0) == (tiered.num_copies > 0 or any(tiered.shares))
+    on_cpu = used["RAM"] + used.get("disk", 0)
+    assert (on_cpu > 0) == (tiered.num_copies > 0 or any(tiered.shares))
+    assert (used.get("disk", 0) > 0) == (tiered.num_copies > 0)
     assert tiered.store.hit_rate == pytest.approx(used["GPU"] / (4 * NUM_TOKENS))
 
 
@@ -149,7 +190,7 @@ def test_results_do_not_depend_on_moves_between_tokens(tiered):
             ExpertKey(i, j)
             for i in CONFIG.moe_layers
             for j in range(8)
-            if store.host.row(store._slot_of[i][j]) is not None
+            if store.is_in_ram(ExpertKey(i, j))
         ]
         resident = sorted(store.resident)
         picks = torch.randperm(min(len(hosted), len(resident)), generator=tiered.generator)
@@ -216,9 +257,38 @@ def test_replays_ask_the_cpu_and_find_moved_experts(tiered):
             ExpertKey(i, j)
             for i in CONFIG.moe_layers
             for j in range(8)
-            if tiered.store.host.row(tiered.store._slot_of[i][j]) is not None
+            if tiered.store.is_in_ram(ExpertKey(i, j))
         ]
         if hosted:
             tiered.store.swap(hosted[0], sorted(tiered.store.resident)[0])
     assert sum(error > BOUNDS[tiered.format.name] for error in errors) <= 3, errors  # near-ties
     assert len(captured._graphs) == 1
+
+
+def read_all(captured, ids, kv_cache) -> None:
+    for token_id in ids:
+        kv_cache.append_tokens([token_id])
+        captured.read([token_id], kv_cache)
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")
+def test_a_disk_that_fails_ends_the_reply_and_the_conversation_goes_on():
+    model = TieredModel("nf4", 0, 9, (0, 1, 1))
+    captured = CapturedStep(model.step, None, DEVICE, model.store)
+    plain, on_device = model.caches(model.ids(40))
+    whole = model.path.read_bytes()
+    ids = model.ids(12)
+    read_all(captured, ids[:4], on_device)
+    os.truncate(model.path, 4096)
+    with pytest.raises(QuantError, match="it is shorter than it was"):
+        read_all(captured, ids[4:], on_device)
+    model.path.write_bytes(whole)
+    on_device.forget_from(44)
+    for token_id in ids[:4]:
+        model.plain.forward([token_id], plain)
+    for token_id in ids[4:]:
+        on_device.append_tokens([token_id])
+        actual = captured.read([token_id], on_device)[0].cpu()
+        expected = model.plain.forward([token_id], plain)[0]
+        assert relative_error(actual, expected) < BOUNDS["nf4"]
+    model.store.close()

@@ -11,6 +11,7 @@ from erniechat.generation.sampling import Sampler
 from erniechat.model.device_run import DeviceRun
 from erniechat.model.kv_cache import FIRST_CAPACITY, KVCache
 from erniechat.model.run_ahead import Drawing, TokenRun
+from quant.errors import QuantError
 
 NUM_TOKENS = 5000
 NO_STOP: frozenset[int] = frozenset()
@@ -56,7 +57,10 @@ class Device:
         self.drawings.append(drawing)
         self.token.fill_(int(logits.argmax()))
         self.post = Post()
-        return DeviceRun(self, kv_cache, self._place, self._replay, self.post)
+        return DeviceRun(self, kv_cache, self._place, self._replay, self.post, self._check)
+
+    def _check(self, seconds: float) -> None:
+        """Nothing fails here."""
 
     def _place(self, kv_cache: KVCache, position: int) -> None:
         if position >= kv_cache.storage[1]:
@@ -198,3 +202,34 @@ def test_a_guide_sees_every_token_on_the_host():
     )
     assert list(ids) == [6, 7, 8]
     assert device.drawings == []
+
+
+class Failing(Device):
+    """Reads garbage from its third replay on, and says so when an id is taken."""
+
+    def _replay(self) -> None:
+        super()._replay()
+        if self.num_replays == 3:
+            assert self._held is not None
+            kv_cache, position = self._held
+            kv_cache.data[:, :, :, position] = -1
+
+    def _check(self, seconds: float) -> None:
+        if self.num_replays == 4:  # the fourth runs while the third's id is waited for
+            raise QuantError("the disk is gone")
+
+
+def test_what_a_failure_left_in_the_cache_is_computed_again():
+    device, kv_cache = Failing(), new_cache()
+    logits = device.forward([10], kv_cache)[-1]
+    limits = Limits(NO_STOP, 9, NUM_TOKENS)
+    ids = decode(
+        device, kv_cache, logits, Sampler(temperature=0), limits, torch.Generator(), lambda: False
+    )
+    assert [next(ids), next(ids), next(ids)] == [11, 12, 13]
+    with pytest.raises(QuantError, match="the disk is gone"):
+        next(ids)  # 14 was chosen from what the third replay left
+    assert kv_cache.token_ids == [10, 11, 12]
+    prompt = [10, 11, 12, 13, 50]
+    assert reply(Device(), kv_cache, prompt, Limits(NO_STOP, 2, NUM_TOKENS)) == [51, 52]
+    assert kv_cache.data[0, 0, 0, :5, 0].tolist() == prompt

@@ -20,7 +20,7 @@ from quant.errors import QuantError
 from quant.kernels.native.build import LIBRARY
 from quant.kernels.native.threads import default_num_threads
 
-ABI = 4
+ABI = 5
 CODEBOOK, INT8 = 0, 1
 FLOAT32, BFLOAT16 = 0, 1
 
@@ -31,6 +31,7 @@ MESSAGES = {
     4: "one layer mixes int8 and 4-bit experts; quantize them all in one format",
     5: "the native library does not hold this instruction set",
     6: "the GPU asked the CPU for an expert that it does not have",
+    7: "an expert that the GPU asked for cannot be brought from the disk",
 }
 
 
@@ -126,12 +127,16 @@ class Encoding(Structure):
     )
 
 
+FETCH = ctypes.CFUNCTYPE(c_int32, c_int32, POINTER(c_int64), c_int64)  # see src/native.h
+
+
 class Service(Structure):
     """A thread that answers a GPU's requests; see src/native.h."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("request", "answer", "experts")),
         *((name, c_void_p) for name in ("rows", "row_answers", "row_ids", "row_weights")),
+        *(("uses", c_void_p), ("fetch", FETCH)),
         *((name, c_int64) for name in ("num_layers", "hidden_size", "num_experts", "max_rows")),
         ("path", c_int32),
     )

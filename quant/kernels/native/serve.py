@@ -1,8 +1,8 @@
 """The CPU's side of a GPU's token: a native thread that runs the experts which the GPU asks for."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from quant.errors import QuantError
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native.backend import NativeBackend
 from quant.kernels.native.buffers import matrix
-from quant.kernels.native.library import Expert, Service, ServiceUse, check_status
+from quant.kernels.native.library import FETCH, Expert, Service, ServiceUse, check_status
 
+Fetch = Callable[[int, Sequence[int]], None]
 MAX_ASKED = 16  # experts in a request for one token
 MAX_ROWS = 1024  # rows in a request for many
 VECTOR_OFFSET = 256  # bytes before the vector of a request or an answer
@@ -67,8 +68,11 @@ class ExpertServer:
         hidden_size: Width of a request's vector.
         backend: Its library and instruction set are used.
         pinned: Whether a GPU reads and writes the blocks.
+        fetch: Called on the thread with a layer and all experts of a request of which one is not
+            there; it places what it can, and what it raises is raised by `check`.
 
     Attributes:
+        uses: int64 ``[num_layers, num_experts]``, how often tokens asked for each.
         request: uint8, written by the GPU.
         answer: uint8, read by the GPU.
         blocks: For requests of many rows.
@@ -85,11 +89,16 @@ class ExpertServer:
         backend: NativeBackend,
         *,
         pinned: bool,
+        fetch: Fetch | None = None,
     ) -> None:
+        self._fetch = fetch
+        self._failure: BaseException | None = None
         self.request, self.answer = _block(hidden_size, pinned), _block(hidden_size, pinned)
         self.blocks = blocks = RowBlocks(hidden_size, pinned)
         self._native, path = backend.chosen()
         num_experts = max((len(layer) for layer in experts.values()), default=0)
+        self.uses = torch.zeros(num_layers, max(num_experts, 1), dtype=torch.int64)
+        self._callback = FETCH() if fetch is None else FETCH(self._bring)
         self._views: dict[tuple[int, int], Expert] = {}
         self._kept: dict[tuple[int, int], ExpertWeights] = {}
         self._tables = {i: (ctypes.c_void_p * num_experts)() for i in experts}
@@ -103,6 +112,7 @@ class ExpertServer:
             *(self.request.data_ptr(), self.answer.data_ptr(), ctypes.addressof(self._layers)),
             *(blocks.rows.data_ptr(), blocks.answers.data_ptr()),
             *(blocks.ids.data_ptr(), blocks.weights.data_ptr()),
+            *(self.uses.data_ptr(), self._callback),
             *(num_layers, hidden_size, num_experts, MAX_ROWS, path),
         )
         self._handle = self._native.handle.native_serve(service)
@@ -118,6 +128,23 @@ class ExpertServer:
         self._tables[layer_idx][expert_idx] = ctypes.addressof(view)
         self._views[key], self._kept[key] = view, expert
 
+    def forget(self, layer_idx: int, expert_idx: int) -> None:
+        """Let go of an expert. The caller sees to it that nobody asks for it any more."""
+        self._tables[layer_idx][expert_idx] = None
+        key = (layer_idx, expert_idx)
+        self._views.pop(key, None)
+        self._kept.pop(key, None)
+
+    def _bring(self, layer_idx: int, ids: Any, num_ids: int) -> int:
+        """Ask for experts; what goes wrong must not pass through the native thread."""
+        try:
+            if self._fetch is not None:
+                self._fetch(layer_idx, ids[:num_ids])
+        except BaseException as exc:
+            self._failure = exc
+            return 1
+        return 0
+
     def wake(self) -> None:
         """Say that requests may come soon; without it the first waits for some milliseconds."""
         self._native.handle.native_serve_wake(self._handle)
@@ -132,6 +159,9 @@ class ExpertServer:
         failed = int(status)
         if failed:
             status.zero_()
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise QuantError(str(failure)) from failure
             check_status(failed)
 
     @property

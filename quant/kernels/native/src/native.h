@@ -19,6 +19,7 @@ enum Status : int32_t {
   kMixedKinds = 4,   // one layer mixes codebook and int8 weights in one place
   kUnknownPath = 5,  // the asked-for instruction set is not in this library or this CPU
   kBadRequest = 6,   // a GPU asked for an expert that is not there
+  kNotFetched = 7,   // and whoever should have brought it could not
 };
 
 enum Kind : int32_t { kCodebook = 0, kInt8 = 1 };
@@ -136,6 +137,10 @@ struct Answer {
   // at kVectorOffset: the weighted sum of the experts, float32 [hidden_size]
 };
 
+// Brings experts of a layer that are not there, on the thread of the service: afterwards it finds
+// them where it looks. Returns 0, or something else if they cannot be had.
+using Fetch = int32_t (*)(int32_t layer_idx, const int64_t* ids, int64_t num_ids);
+
 // A thread that answers requests until it is stopped.
 struct Service {
   const Request* request;
@@ -146,6 +151,8 @@ struct Service {
   void* row_answers;         // bfloat16, the same shape: the weighted results
   const int64_t* row_ids;    // [max_rows]
   const float* row_weights;  // [max_rows]
+  int64_t* uses;  // [num_layers, num_experts]: counts the experts that tokens ask for
+  Fetch fetch;    // asked with all experts of a token's request if one is missing; may be null
   int64_t num_layers, hidden_size, num_experts, max_rows;
   int32_t path;
 };

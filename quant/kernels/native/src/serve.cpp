@@ -97,22 +97,41 @@ class Server {
     }
   }
 
+  bool is_id(int64_t expert_idx) const {
+    return expert_idx >= 0 && expert_idx < service_.num_experts;
+  }
+
   bool is_known(int32_t layer_idx, int64_t expert_idx) const {
-    return expert_idx >= 0 && expert_idx < service_.num_experts &&
-           service_.experts[layer_idx][expert_idx];
+    return is_id(expert_idx) && service_.experts[layer_idx][expert_idx];
+  }
+
+  bool are_known(int32_t layer_idx, int64_t asked) const {
+    for (int64_t i = 0; i < asked; i++) {
+      if (!is_known(layer_idx, ids_[size_t(i)])) return false;
+    }
+    return true;
   }
 
   Status run_token(const Request& request) {
     const int64_t asked = request.num_experts;
+    const int32_t layer_idx = request.layer_idx;
     if (asked <= 0 || asked > kMaxAsked) return kBadRequest;
     for (int64_t i = 0; i < asked; i++) {
-      if (!is_known(request.layer_idx, request.ids[i])) return kBadRequest;
       ids_[size_t(i)] = request.ids[i];
+      if (!is_id(request.ids[i])) return kBadRequest;
+    }
+    for (int64_t i = 0; i < asked; i++) {
+      service_.uses[layer_idx * service_.num_experts + ids_[size_t(i)]] += 1;
     }
     num_requests_ += 1;
     num_experts_ += asked;
+    if (!are_known(layer_idx, asked)) {
+      if (!service_.fetch) return kBadRequest;
+      if (service_.fetch(layer_idx, ids_.data(), asked)) return kNotFetched;
+      if (!are_known(layer_idx, asked)) return kBadRequest;
+    }
     const void* vector = reinterpret_cast<const uint8_t*>(&request) + kVectorOffset;
-    return run(request.layer_idx, vector, out(), ids_.data(), request.weights, 1, asked, kFloat32);
+    return run(layer_idx, vector, out(), ids_.data(), request.weights, 1, asked, kFloat32);
   }
 
   Status run_rows(const Request& request) {

@@ -1,0 +1,129 @@
+"""Experts of a model into their places: the GPU's, pinned memory, and a copy behind a cache."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from erniechat.model.conversion import Formats
+from erniechat.model.disk_assembly import Residency
+from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
+from erniechat.model.families import FAMILIES
+from erniechat.model.machine_costs import BUCKETS
+from erniechat.model.synthetic import random_weights
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
+from quant.errors import QuantError
+from quant.experts.placement import ExpertKey
+from quant.experts.tiered import TieredExpertStore
+from quant.figures import KeptFigures
+from quant.formats import FORMATS
+from quant.kernels import backend_for
+from quant.kernels.native import NativeBackend
+from quant.kernels.native.library import find_library
+from quant.upload import Uploader
+from tests.quant.test_native_serve import ask
+
+pytestmark = pytest.mark.skipif(
+    isinstance(find_library(), str), reason="the native library is not built"
+)
+CPU = torch.device("cpu")
+FAMILY = FAMILIES["ernie4_5_moe"]
+CONFIG = FAMILY.parse_config(
+    {
+        "model_type": "ernie4_5_moe",
+        "vocab_size": 64,
+        "hidden_size": 128,
+        "head_dim": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "moe_num_experts": 8,
+        "moe_k": 2,
+        "moe_intermediate_size": 64,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+        "moe_layer_end_index": 2,
+    }
+)
+KEYS = [ExpertKey(i, j) for i in CONFIG.moe_layers for j in range(8)]
+FIGURES = {
+    "ram": 20e9,
+    "bus": 10e9,
+    **{f"expert nf4 128x128, {size // 4} rows": size * 1e-6 for size in BUCKETS},
+}
+
+
+@pytest.fixture(scope="module")
+def formats() -> Formats:
+    native = NativeBackend()
+    return Formats(FORMATS["nf4"], FORMATS["int8"], native, backend_for("int8", CPU, "native"))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory, formats) -> QuantizedCopy:
+    folder: Path = tmp_path_factory.mktemp("copies") / "copy"
+    weights = random_weights(CONFIG, FAMILY, formats)
+    with CopyWriter(folder, {}) as writer:
+        for name in weights:
+            writer[name] = weights[name]
+        writer.finish()
+    return QuantizedCopy(folder)
+
+
+def known() -> KeptFigures:
+    figures = KeptFigures(None, "")
+    figures.put(FIGURES)
+    return figures
+
+
+def build(copy, formats, places: ExpertPlaces, residency: Residency | None = None):
+    with Uploader(CPU) as upload:
+        return pooled_experts(CONFIG, copy, formats, CPU, upload, 1, places, residency)
+
+
+def test_each_expert_is_where_it_should_be(copy, formats):
+    ram, disk = KEYS[2:6], KEYS[6:]
+    residency = Residency(3, disk[:2])
+    store = build(copy, formats, ExpertPlaces(ram, disk, figures=known()), residency)
+    assert isinstance(store, TieredExpertStore)
+    assert store.resident == set(KEYS[:2])
+    assert [key for key in KEYS if store.is_pinned(key)] == ram
+    assert [key for key in KEYS if store.is_in_ram(key)] == ram + disk[:2]
+    assert store.has_unaddressable
+    for number, (layer, ids) in enumerate([(1, [2, 5]), (1, [6, 7]), (2, [0, 4]), (2, [3, 1])], 1):
+        vector = torch.randn(CONFIG.hidden_size)
+        experts = [expert_of(copy, layer, i) for i in range(8)]
+        found = ask(store.server, number, ids, [0.5, 0.5], vector, layer)
+        expected = NativeBackend().routed_experts(
+            vector[None], torch.tensor([ids]), torch.full((1, 2), 0.5), experts
+        )
+        assert torch.equal(found, expected[0])
+    assert {use.name: use.experts_run for use in store.uses} == {
+        "GPU": 0, "bus": 0, "RAM": 4, "disk": 4,
+    }  # fmt: skip
+    store.close()
+
+
+def test_without_a_copy_there_is_nothing_to_read_from(copy, formats):
+    weights = random_weights(CONFIG, FAMILY, formats)
+    with pytest.raises(QuantError, match="14 experts fit into no memory"):
+        build(weights, formats, ExpertPlaces((), KEYS[2:], figures=known()), Residency(3))
+
+
+def test_who_runs_experts_in_ram_follows_from_the_machine_or_is_said(copy, formats):
+    places = ExpertPlaces(KEYS[2:], figures=known())
+    store = build(copy, formats, places)
+    # The CPU is twice as fast as the bus, but a handoff costs more than these small experts.
+    assert store.cpu_share.tolist() == [0, 0, 0]
+    assert set(store.chunk_masks) == set(BUCKETS)
+    store.close()
+    for share, expected in ((0.0, [0, 0, 0]), (0.5, [0, 0, 1]), (1.0, [0, 1, 2])):
+        given = ExpertPlaces(KEYS[2:], (), share, share, 0, known())
+        store = build(copy, formats, given)
+        assert store.cpu_share.tolist() == expected
+        for masks in store.chunk_masks.values():
+            assert masks[1:].sum(1).tolist() == [round(share * 6), round(share * 8)]
+        assert not store.stage_sources.numel()
+        store.close()
