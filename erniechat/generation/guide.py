@@ -30,7 +30,7 @@ def only(logits: Tensor, token_ids: Collection[int]) -> Tensor:
 
 
 class ThinkingBudget:
-    """Closes the thinking section once it has had its tokens.
+    """Closes the thinking section once it has had its tokens, and again if it is reopened.
 
     Args:
         num_tokens: Tokens of thinking before it is closed.
@@ -44,20 +44,22 @@ class ThinkingBudget:
         self.is_used = False
         self._left = num_tokens
         self._closing_ids = list(closing_ids)
+        self._num_closed = 0  # tokens of the closing that were chosen
         self._in_thinking = in_thinking
 
     def constrain(self, logits: Tensor) -> Tensor:
         """See `Guide`."""
-        if not self._in_thinking() or self._left > 0 or not self._closing_ids:
+        closing = self._closing_ids[self._num_closed : self._num_closed + 1]
+        if not self._in_thinking() or self._left > 0 or not closing:
             return logits
-        return only(logits, self._closing_ids[:1])
+        return only(logits, closing)
 
     def accept(self, token_id: int) -> None:
         """See `Guide`."""
         if not self._in_thinking():
-            return
-        if self._left > 0:
+            self._num_closed = 0
+        elif self._left > 0:
             self._left -= 1
-        elif self._closing_ids:
+        elif self._num_closed < len(self._closing_ids):
             self.is_used = True
-            self._closing_ids.pop(0)
+            self._num_closed += 1
