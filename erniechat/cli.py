@@ -64,6 +64,12 @@ def _format_bench(result: dict[str, Any]) -> str:
     return format_bench(result)
 
 
+def _copy_names() -> list[str]:
+    from erniechat.cache import list_copies
+
+    return [str(copy["name"]) for copy in list_copies()]
+
+
 def _start_notice(options: LoadOptions) -> StartNotice | None:
     """What a first start of a model on the hub will fetch."""
     if options.model.count("/") != 1 or os.path.exists(os.path.expanduser(options.model)):
@@ -149,7 +155,7 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     if argv[:1] == ["__complete"]:
         from erniechat.ui.shell_completion import possible_values
 
-        values = possible_values(argv[1] if len(argv) > 1 else "", os.environ)
+        values = possible_values("".join(argv[1:2]), os.environ, argv[2:], _copy_names)
         return _print(terminal, "".join(f"{value}\n" for value in values))
     arguments = parse_arguments(argv)
     if arguments.help:

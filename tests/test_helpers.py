@@ -12,7 +12,7 @@ import pytest
 from erniechat.errors import UsageError
 from erniechat.ui.arguments import chat_parser, parse_arguments
 from erniechat.ui.helpers import info_page
-from tests.test_cli import ROOT, clean_environ, command, run
+from tests.test_cli import ROOT, command, run
 
 
 def test_info_names_devices_kernels_and_folders():
@@ -105,36 +105,6 @@ def test_help_writes_nothing_and_works_in_an_empty_environment(tmp_path: Path):
     )  # fmt: skip
     assert done.stdout
     assert not list(tmp_path.iterdir())
-
-
-def offered(tmp_path: Path, *words: str) -> list[str]:
-    """What Tab offers after words in a real bash."""
-    home = {"XDG_DATA_HOME": str(tmp_path / "data"), "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "XDG_CONFIG_HOME": str(tmp_path / "config")}  # fmt: skip  # one thought a line
-    script = tmp_path / "complete"
-    script.write_bytes(run("plain", "--completion", "bash").stdout)
-    ask = (
-        f'erniechat() {{ {" ".join(command("plain"))} "$@"; }}; source {script};'
-        f" COMP_WORDS=(erniechat {' '.join(words)}); COMP_CWORD={len(words)};"
-        " $(complete -p erniechat | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); echo ${COMPREPLY[@]}"
-    )
-    environ = clean_environ(**home)
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, env=environ)
-    return done.stdout.split()
-
-
-def test_the_shell_completes_models_sessions_and_presets(tmp_path: Path):
-    (tmp_path / "hub" / "models--baidu--ERNIE-4.5-21B-A3B-PT").mkdir(parents=True)
-    (tmp_path / "hub" / "datasets--x--y").mkdir()
-    run("plain", "-p", "x", "--save", XDG_DATA_HOME=str(tmp_path / "data"))
-    (tmp_path / "config" / "erniechat" / "presets").mkdir(parents=True)
-    (tmp_path / "config" / "erniechat" / "presets" / "code.toml").write_text("")
-    assert offered(tmp_path, "-m", "''") == ["mini", "baidu/ERNIE-4.5-21B-A3B-PT"]
-    assert offered(tmp_path, "--model", "bai") == ["baidu/ERNIE-4.5-21B-A3B-PT"]
-    (session,) = (tmp_path / "data" / "erniechat" / "sessions").iterdir()
-    assert offered(tmp_path, "--resume", "''") == [session.stem]
-    assert offered(tmp_path, "--preset", "c") == ["code"]
-    assert offered(tmp_path, "--color", "al") == ["always"]
 
 
 def test_version_tells_more_when_asked():

@@ -16,6 +16,7 @@ from erniechat.options import (
 from erniechat.ui.command_words import check_words, command_of_help
 from erniechat.ui.parser import Parser, add_other, add_settings, new_parser, parse, settings_layer
 from erniechat.ui.settings import Layer
+from erniechat.ui.shell_completion import SHELLS
 from erniechat.ui.subcommands import (
     HELPERS,
     MODEL_COMMANDS,
@@ -104,7 +105,7 @@ def chat_parser() -> Parser:
     add_settings(parser, "sampling (default: the checkpoint's own)", SamplingOptions)
     group = add_other(parser)
     group.add_argument("--preset", metavar="NAME", help="settings from presets/NAME.toml")
-    group.add_argument("--completion", choices=("bash", "zsh", "tcsh"), help="completion script")
+    group.add_argument("--completion", choices=SHELLS, help="completion script")
     group.add_argument("--man", action="store_true", help="this page for man: --man | man -l -")
     return parser
 

@@ -80,7 +80,7 @@ def test_contradictions_are_errors():
 def test_missing_and_surplus_values_are_named():
     assert error_of("--seed").startswith("--seed needs a value")
     assert error_of("--json=1").startswith("--json takes no value")
-    answer = '--completion must be one of bash, zsh, tcsh, got "csh"'
+    answer = '--completion must be one of bash, zsh, fish, tcsh, got "csh"'
     assert error_of("--completion", "csh").startswith(answer)
     answer = '--seed must be a whole number at least 0 and at most 9223372036854775807, got "-1"'
     assert error_of("--seed", "-1") == answer
