@@ -21,7 +21,7 @@ from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, vers
 from erniechat.ui.failure import closed_stream, report_failure, silence
 from erniechat.ui.settings import Layer, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
-from erniechat.ui.terminal import AnswerStream, Terminal, is_utf8
+from erniechat.ui.terminal import Terminal, print_page
 
 if TYPE_CHECKING:
     from erniechat.backend import ChatBackend
@@ -156,16 +156,16 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
         from erniechat.ui.shell_completion import possible_values
 
         values = possible_values("".join(argv[1:2]), os.environ, argv[2:], _copy_names)
-        return _print(terminal, "".join(f"{value}\n" for value in values))
+        return print_page(terminal, "".join(f"{value}\n" for value in values))
     arguments = parse_arguments(argv)
     if arguments.help:
-        return _print(terminal, arguments.help)
+        return print_page(terminal, arguments.help)
     if arguments.completion:
         return _completion(terminal, arguments.completion)
     if arguments.man:
         from erniechat.ui.manual import man_page
 
-        return _print(terminal, man_page(chat_parser()))
+        return print_page(terminal, man_page(chat_parser()))
     saved = _saved_session(arguments)
     settings, warnings = _merge(arguments, saved)
     terminal.configure(settings.display, os.environ)
@@ -175,10 +175,10 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     terminal.log.write(f"{version_line()} python {sys.version.split()[0]}: {', '.join(given)}")
     for warning in warnings:
         terminal.line(f"warning: {warning}")
-    if arguments.helper:
-        return _helper(arguments, settings, terminal, services)
-    if arguments.task:
-        return _task(arguments, settings.load, terminal)
+    if arguments.helper or arguments.task:
+        from erniechat.side_commands import run_side_command
+
+        return run_side_command(arguments, settings, terminal, services.load_engine)
     if arguments.bench is not None:
         return _bench(terminal, services, settings.load, arguments.bench)
     from erniechat.ui.jobs import Job, answer_once, dry_run
@@ -227,109 +227,24 @@ def _merge(arguments: Arguments, saved: SavedChat | None) -> tuple[Settings, lis
 def _completion(terminal: Terminal, shell: str) -> int:
     from erniechat.ui.shell_completion import completion_script
 
-    return _print(terminal, completion_script(chat_parser(), shell))
+    return print_page(terminal, completion_script(chat_parser(), shell))
 
 
 def _version(terminal: Terminal, settings: Settings, arguments: Arguments) -> int:
     if not settings.display.verbose and not arguments.json:
-        return _print(terminal, version_line() + "\n")
+        return print_page(terminal, version_line() + "\n")
     from erniechat.info import gather_facts
     from erniechat.ui.helpers import info_page
 
     facts = {name: rows for name, rows in gather_facts().items() if name in ("versions", "devices")}
-    return _print(terminal, info_page(facts, as_json=arguments.json))
-
-
-def _helper(
-    arguments: Arguments, settings: Settings, terminal: Terminal, services: Services
-) -> int:
-    from erniechat.ui import helpers
-
-    command, action, *names = arguments.helper
-    name, as_json = "".join(names), arguments.json
-    if command == "sessions":
-        return _print(terminal, helpers.sessions_page(action, name, as_json=as_json))
-    if command == "config":
-        return _print(terminal, helpers.config_page(action, settings, as_json=as_json))
-    if command == "cache":
-        from erniechat.cache import list_copies, remove_copy
-
-        if action == "verify":
-            return _task(arguments, settings.load, terminal)
-        if action == "rm":
-            return _print(terminal, f"freed {remove_copy(name) / 2**20:,.0f} MiB\n")
-        return _print(terminal, helpers.cache_page(list_copies(), as_json=as_json))
-    if command == "profile":
-        return _profile(arguments, settings, terminal, services)
-    if command == "doctor":
-        return _doctor(terminal, settings.load, as_json=as_json)
-    from erniechat.info import gather_facts
-
-    return _print(terminal, helpers.info_page(gather_facts(), as_json=as_json))
-
-
-def _doctor(terminal: Terminal, load: LoadOptions, *, as_json: bool) -> int:
-    from erniechat.doctor import format_doctor, run_doctor
-
-    result = run_doctor(load, terminal.line)
-    return _print(terminal, json.dumps(result) + "\n" if as_json else format_doctor(result))
-
-
-def _profile(
-    arguments: Arguments, settings: Settings, terminal: Terminal, services: Services
-) -> int:
-    from erniechat import profiles
-    from erniechat.ui.profile_page import profile_page
-
-    _, action, *names = arguments.helper
-    load, file = settings.load, "".join(names)
-    if action == "calibrate":
-        from erniechat.calibration import calibrate
-
-        terminal.live.show(f"loading {load.model}")
-        engine = services.load_engine(load, lambda progress: None, terminal.line)
-        calibrate(engine, lambda text: terminal.live.show(text, now=True))
-        engine.close()
-        terminal.live.wipe()
-    elif action == "reset":
-        return _print(terminal, profiles.forget(load) + "\n")
-    elif action == "export":
-        return _print(terminal, profiles.export(load, file) + "\n")
-    elif action == "import":
-        return _print(terminal, profiles.bring_in(load, file) + "\n")
-    facts = profiles.facts(load)
-    if arguments.json:
-        return _print(terminal, json.dumps(facts) + "\n")
-    color, utf8 = terminal.stdout_color, is_utf8(terminal.stdout)
-    return _print(terminal, profile_page(facts, color=color, utf8=utf8))
-
-
-def _task(arguments: Arguments, load: LoadOptions, terminal: Terminal) -> int:
-    from erniechat import model_commands
-
-    def say(text: str) -> None:
-        terminal.live.wipe()
-        _print(terminal, text)
-
-    if arguments.helper:
-        model_commands.verify(arguments.helper[2], terminal.live.show, say)
-    else:
-        as_json = arguments.json
-        model_commands.run(arguments.task, load, terminal.live.show, say, as_json=as_json)
-    return 0
-
-
-def _print(terminal: Terminal, text: str) -> int:
-    """Print a page on stdout, where a full disk is an error."""
-    AnswerStream(terminal.stdout, sanitize=False).write(text)
-    return 0
+    return print_page(terminal, info_page(facts, as_json=arguments.json))
 
 
 def _bench(terminal: Terminal, services: Services, load: LoadOptions, bench: BenchOptions) -> int:
     result = services.run_bench(load, bench, terminal.line)
     if bench.json:
-        return _print(terminal, json.dumps(result) + "\n")
-    return _print(terminal, services.format_bench(result).rstrip("\n") + "\n")
+        return print_page(terminal, json.dumps(result) + "\n")
+    return print_page(terminal, services.format_bench(result).rstrip("\n") + "\n")
 
 
 def _repl(job: Job) -> int:

@@ -60,7 +60,7 @@ RANKS = (
         ),
         ("erniechat.ui",),
     ),
-    (("erniechat.__main__", "erniechat.cli"),),
+    (("erniechat.__main__", "erniechat.cli", "erniechat.side_commands"),),
 )
 MINI = "erniechat.mini"  # its scripts make the built-in model, from above; they may import all
 MINI_READERS = ("erniechat.loader", "erniechat.resolve")  # resolve is the loader's first step

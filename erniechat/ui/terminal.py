@@ -223,3 +223,9 @@ def wants_color(choice: str, tty: bool, environ: Mapping[str, str], *, forced: b
     ):
         return True
     return tty and environ.get("TERM") != "dumb"
+
+
+def print_page(terminal: Terminal, text: str) -> int:
+    """Print a page on stdout, where a full disk is an error; status 0."""
+    AnswerStream(terminal.stdout, sanitize=False).write(text)
+    return 0
