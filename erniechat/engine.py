@@ -15,13 +15,9 @@ from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.tags import Section
 from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
+from erniechat.current_session import CurrentSession
 from erniechat.errors import CheckpointError, ContextLengthError, MemoryLimitError, UsageError
-from erniechat.events import (
-    Progress,
-    StreamEvent,
-    TextDelta,
-    ToolCall,
-)
+from erniechat.events import Progress, StreamEvent, TextDelta, ToolCall
 from erniechat.generation.generate import Limits, decode, prefill
 from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
@@ -33,8 +29,6 @@ from erniechat.turn import Turn, sampler_of
 from quant.errors import QuantError
 from quant.experts.adapter import ExpertAdapter
 from quant.memory import gpu_memory, host_memory, process_memory
-
-TIMED_TOKENS = 16  # fewer cost as much as one each, and tell nothing of a long prompt
 
 ADAPT_EVERY = 256  # tokens of a reply
 
@@ -73,10 +67,8 @@ class Engine:
         self._weights_nbytes = weights_nbytes
         self._on_close = on_close
         self._adapter = adapter
-        self._kept_caches = kept_caches
-        self._session = ""  # whose conversation the cache holds, empty for none that is saved
-        self._seconds_per_token = float("inf")  # of reading, the fastest so far
         self._kv_cache = decoder.new_kv_cache(info.context_length)
+        self._session = CurrentSession(kept_caches, self._kv_cache)
         self._cancelled = threading.Event()
 
     @property
@@ -182,7 +174,7 @@ class Engine:
 
     def close(self) -> None:
         """See `ChatBackend.close`."""
-        self._change_session("", [])
+        self._session.change("", [])
         if self._on_close:
             on_close, self._on_close = self._on_close, None
             on_close(self)
@@ -218,24 +210,6 @@ class Engine:
             self._stream(input_ids, parser, sampler_of(options), limits, seed, guides, session)
         )
 
-    def _change_session(self, session: str, input_ids: list[int]) -> None:
-        """Keep the conversation until now, and take up another where it was left."""
-        kept, before = self._kept_caches, self._session
-        if kept is None or session == before:
-            return
-        self._session = session
-        if before:
-            kept.keep(before, self._kv_cache, self._seconds_per_token)
-        if session:
-            kept.restore(session, self._kv_cache, input_ids)
-
-    def _time_reading(self, turn: Turn, done: int) -> None:
-        """Remember how fast a prompt was read, unless too little was read to tell."""
-        num_read = done - turn.cached
-        if num_read >= TIMED_TOKENS:
-            pace = turn.read_seconds / num_read
-            self._seconds_per_token = min(self._seconds_per_token, pace)
-
     def _stream(
         self,
         input_ids: list[int],
@@ -248,7 +222,7 @@ class Engine:
     ) -> Iterator[StreamEvent]:
         turn = Turn(prompt=len(input_ids))
         began = time.perf_counter()
-        self._change_session(session, input_ids)
+        self._session.change(session, input_ids)
         steps = prefill(self.decoder, self._kv_cache, input_ids, self._cancelled.is_set)
         turn.cached = done = next(steps)
         while True:
@@ -260,7 +234,7 @@ class Engine:
                 break
         self.num_tokens_seen += done - turn.cached
         turn.read_seconds = time.perf_counter() - began
-        self._time_reading(turn, done)
+        self._session.time_reading(turn, done)
         if logits is None:
             turn.finish_reason = "cancelled"
         else:

@@ -55,6 +55,7 @@ RANKS = (
             "erniechat.bench",
             "erniechat.quality",
             "erniechat.engine",
+            "erniechat.current_session",
             "erniechat.prompts",
             "erniechat.turn",
         ),
