@@ -215,3 +215,32 @@ def test_what_fails_below_is_told_in_words_and_the_engine_goes_on(
         with pytest.raises(above):
             list(engine.stream_completion("17 + 25 =", sampling))
     assert list(engine.stream_completion("17 + 25 =", sampling))
+
+
+class Looks:
+    """In an adapter's place: when it was asked, and how much of the reply had been said by then."""
+
+    def __init__(self) -> None:
+        self.said: list[int] = []
+        self.at: list[tuple[int, int]] = []
+
+    def adapt(self, num_tokens: int) -> int:
+        self.at.append((num_tokens, len(self.said)))
+        return 0
+
+
+def test_experts_may_move_between_turns_and_every_so_many_tokens(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Looks()
+    monkeypatch.setattr(engine, "_adapter", looks)
+    monkeypatch.setattr(engine, "num_tokens_seen", 0)
+    monkeypatch.setattr("erniechat.engine.ADAPT_EVERY", 32)
+    for event in engine.stream_reply(SUM, SamplingOptions(temperature=0, max_tokens=80)):
+        if isinstance(event, TurnEnd):
+            assert len(looks.at) == engine.num_tokens_seen // 32 - looks.at[0][0] // 32 + 1
+            looks.said.append(len(looks.at))
+    # Every 32 tokens of the reply, and once after its end has been told: never before a token.
+    assert [tokens % 32 for tokens, _ in looks.at[:-1]] == [0] * (len(looks.at) - 1)
+    assert looks.at[-1] == (engine.num_tokens_seen, 1)
+    assert all(said == 0 for _, said in looks.at[:-1])
