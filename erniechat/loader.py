@@ -135,6 +135,8 @@ def _assembled(plan: Plan, options: LoadOptions, weights: WeightSource, warn: Wa
             decoder = assemble(
                 plan.config, weights, plan.formats, plan.device, dtype, places, residency
             )
+            if isinstance(weights, QuantizedCopy):
+                weights.check()
             keep_figures(figures, warn)
             return decoder
         except torch.OutOfMemoryError:

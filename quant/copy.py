@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quant.errors import QuantError
 from quant.tensor import QuantTensor
+from quant.watch import watch
 
 COPY_VERSION = 2  # part of every key: raise it when files or layouts change
 ALIGNMENT = 64
@@ -128,6 +129,7 @@ class QuantizedCopy:
         if not all(is_entry(entry, index["nbytes"]) for entry in self._entries.values()):
             raise QuantError(_damaged_index(folder))
         self._memory = _map(folder / DATA_FILE, index["nbytes"])
+        self._is_lost = watch(self._memory)
 
     def __iter__(self) -> Iterator[str]:
         """All names, in the order of writing."""
@@ -151,6 +153,18 @@ class QuantizedCopy:
     def path(self) -> Path:
         """The data file."""
         return self.folder / DATA_FILE
+
+    def check(self) -> None:
+        """Refuse what was computed since the file could no longer be read.
+
+        Raises:
+            QuantError: From then on, always: what is mapped is lost.
+        """
+        if self._is_lost():
+            raise QuantError(
+                f"{self.path} can no longer be read: it was cut short, or its disk fails; start "
+                "again, and if that fails too delete its folder: it will be made again"
+            )
 
     def place(self, name: str) -> Place:
         """Where a quantized weight lies in the data file; KeyError if there is none."""

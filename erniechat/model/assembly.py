@@ -11,7 +11,7 @@ from erniechat.model.disk_assembly import Residency, cached_experts
 from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
 from erniechat.model.layers import causal_attention
 from erniechat.model.native_step import build_native_step, prompt_attention
-from quant.copy import WeightSource
+from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.store import ExpertStore, ResidentExpertStore
 from quant.linear import QuantLinear
@@ -71,15 +71,16 @@ def assemble(
             matrices[name] = weight.to(device)
         else:
             tensors[name] = weight.to(device)
+    check = weights.check if isinstance(weights, QuantizedCopy) else None
     if cached is not None:
         found = _decoder_weights(matrices, tensors, formats)
         attend = prompt_attention(config, found.linears, dtype) or causal_attention
-        return Decoder(config, found, cached, dtype, None, attend)
+        return Decoder(config, found, cached, dtype, None, attend, check)
     store = ResidentExpertStore(experts, config.num_hidden_layers, formats.linear_backend)
     found = _decoder_weights(matrices, tensors, formats)
     step = build_native_step(config, found.linears, tensors, found.embedding, experts, store, dtype)
     attention = causal_attention if step is None else step.attention
-    return Decoder(config, found, store, dtype, step, attention)
+    return Decoder(config, found, store, dtype, step, attention, check)
 
 
 def _decoder_weights(

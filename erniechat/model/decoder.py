@@ -46,6 +46,7 @@ class Decoder:
         dtype: Of activations and the KV cache.
         step: Reads tokens faster, if there is one for this model and device.
         attention: Of the tokens that the step does not read.
+        check: Raises if what was computed cannot be used.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Decoder:
         dtype: torch.dtype,
         step: CapturedStep | NativeStep | None = None,
         attention: Attention = causal_attention,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
@@ -63,6 +65,7 @@ class Decoder:
         self.dtype = dtype
         self.step = step
         self._attend = attention
+        self._check = check or (lambda: None)
         self.device = weights.embedding.device
 
     def new_kv_cache(self, max_tokens: int) -> KVCache:
@@ -96,8 +99,11 @@ class Decoder:
         kv_cache.append_tokens(input_ids)
         try:
             if self.step is not None and not all_logits and self.step.reads(len(input_ids)):
-                return self.step.read(input_ids, kv_cache)
-            return self._read(input_ids, begin, kv_cache, all_logits)
+                logits = self.step.read(input_ids, kv_cache)
+            else:
+                logits = self._read(input_ids, begin, kv_cache, all_logits)
+            self._check()
+            return logits
         except BaseException:  # Ctrl-C too: later layers have no keys of these tokens
             kv_cache.forget_from(begin)
             raise

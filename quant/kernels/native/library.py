@@ -196,6 +196,12 @@ def open_library(path: Path) -> Library:
     handle.native_serve_use.restype = None
     handle.native_serve_stop.argtypes = (c_void_p,)
     handle.native_serve_stop.restype = None
+    handle.native_watch.argtypes = (c_void_p, c_int64)
+    handle.native_watch.restype = c_int32
+    handle.native_unwatch.argtypes = (c_int32,)
+    handle.native_unwatch.restype = None
+    handle.native_is_lost.argtypes = (c_int32,)
+    handle.native_is_lost.restype = c_int32
     handle.native_read.argtypes = (c_void_p, c_int64)
     handle.native_read.restype = c_uint64
     paths: list[str] = []
