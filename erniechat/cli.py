@@ -38,6 +38,10 @@ def _load_engine(
     # Before torch starts its threads: while one waits for another that has lost its core, spinning
     # costs more than it saves (with another process on two cores, 10 times the time of a reply).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.device != "cpu":
+        from quant.waking import wake_gpu
+
+        wake_gpu()  # while all else is imported and planned
     from erniechat.loader import load_engine
 
     return load_engine(options, progress, warn)

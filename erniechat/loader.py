@@ -35,6 +35,7 @@ from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
+from quant.kernels.triton.backend import import_launchers
 from quant.memory import gpu_memory
 
 NUM_TRIES = 3  # to fit a GPU that others use too
@@ -80,6 +81,8 @@ def load_engine(
             fetch_all(exc.hub, report)
             plan = make_plan(files, options)
         set_threads(options.threads)
+        if plan.formats.linear_backend.name == "triton":
+            import_launchers()
         check_memory(plan, options, warn)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)

@@ -52,9 +52,9 @@ print(time.perf_counter() - imported)
 """
 
 
-def write_sparse_checkpoint(folder: Path, num_layers: int) -> int:
-    """A checkpoint of the 21B shape that is all zeros and holes; its bytes."""
-    raw = {"model_type": "ernie4_5_moe", "num_hidden_layers": num_layers}
+def write_sparse_checkpoint(folder: Path, num_layers: int, **changes: object) -> int:
+    """A checkpoint of the 21B shape, or one changed, that is all zeros and holes; its bytes."""
+    raw = {"model_type": "ernie4_5_moe", "num_hidden_layers": num_layers, **changes}
     family = FAMILIES["ernie4_5_moe"]
     slots = family.tensors(family.parse_config(raw))
     shards: list[dict[str, dict[str, object]]] = [{}]

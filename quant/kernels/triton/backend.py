@@ -42,6 +42,12 @@ def chunk_launchers() -> ModuleType:
     return module
 
 
+def import_launchers() -> None:
+    """Import Triton and all kernels now; better while the GPU wakes than while weights arrive."""
+    for launchers in (products, decode_launchers, chunk_launchers):
+        launchers()
+
+
 class ExpertTable(Sequence[ExpertWeights]):
     """A layer's experts whose addresses are on the device already.
 
