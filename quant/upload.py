@@ -64,9 +64,7 @@ class Uploader:
         if not self._lanes or source.device.type != "cpu":
             target.copy_(source)
             return
-        for lane in self._lanes:
-            if lane.error is not None:
-                raise lane.error
+        self._check()
         ready = None
         if target.is_cuda:  # its memory may have been another tensor's that is still being read
             ready = torch.cuda.current_stream(self._device).record_event()
@@ -75,6 +73,23 @@ class Uploader:
         for first in range(0, len(data), STAGE_NBYTES):
             last = first + STAGE_NBYTES
             self._pieces.put((to[first:last], data[first:last], ready))
+
+    def wait(self) -> None:
+        """Return once all that was given has arrived, and the bus is free.
+
+        Raises:
+            Exception: What went wrong.
+        """
+        if self._lanes:
+            self._pieces.join()
+            self._check()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _check(self) -> None:
+        for lane in self._lanes:
+            if lane.error is not None:
+                raise lane.error
 
     def move(self, tensor: Tensor) -> Tensor:
         """A tensor on the device that is a copy once the uploader is left."""
@@ -113,11 +128,13 @@ class _Lane(threading.Thread):
     def run(self) -> None:
         """Copy pieces until there are no more."""
         while (piece := self._pieces.get()) is not None:
-            if self.error is None and not self.is_stopped:
-                try:
+            try:
+                if self.error is None and not self.is_stopped:
                     self._copy(*piece)
-                except BaseException as exc:
-                    self.error = exc
+            except BaseException as exc:
+                self.error = exc
+            finally:
+                self._pieces.task_done()
 
     def _copy(self, target: Tensor, source: Tensor, ready: "torch.cuda.Event | None") -> None:
         if self._used + len(source) > STAGE_NBYTES:

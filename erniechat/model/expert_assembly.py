@@ -125,6 +125,7 @@ def pooled_experts(
         return PooledExpertStore(
             pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
         )
+    upload.wait()  # what follows measures the bus
     tail = _tail_of(config, weights, places, residency)
     return _tiered_experts(config, weights, formats, pool, slots, num_shared, places, tail)
 

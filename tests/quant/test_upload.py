@@ -43,6 +43,17 @@ def test_every_tensor_arrives_whole():
 
 
 @pytest.mark.usefixtures("several_threads")
+def test_all_that_was_given_can_be_waited_for():
+    found = tensors()
+    with Uploader(DEVICE, is_staged=True) as uploader:
+        for _ in range(3):
+            moved = [uploader.move(tensor) for tensor in found]
+            uploader.wait()
+            for tensor, arrived in zip(found, moved, strict=True):
+                assert torch.equal(arrived.cpu(), tensor)
+
+
+@pytest.mark.usefixtures("several_threads")
 def test_parts_of_one_target_are_filled_from_many_threads():
     source = torch.randint(0, 256, (50, 3001), dtype=torch.uint8)
     target = torch.full((50, 3001), 7, dtype=torch.uint8, device=DEVICE)
