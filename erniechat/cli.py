@@ -19,6 +19,7 @@ from erniechat.errors import UsageError
 from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
 from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, version_line
 from erniechat.ui.failure import closed_stream, report_failure, silence
+from erniechat.ui.process import imports_that_stay
 from erniechat.ui.settings import Layer, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
 from erniechat.ui.terminal import Terminal, print_page
@@ -38,13 +39,17 @@ def _load_engine(
     # Before torch starts its threads: while one waits for another that has lost its core, spinning
     # costs more than it saves (with another process on two cores, 10 times the time of a reply).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if options.device != "cpu":
-        from quant.waking import wake_gpu
+    with imports_that_stay():
+        from erniechat.early import find_early
 
-        wake_gpu()  # while all else is imported and planned
-    from erniechat.loader import load_engine
+        early = find_early(options)  # a thread reads on while the rest is imported
+        if options.device != "cpu":
+            from quant.waking import wake_gpu
 
-    return load_engine(options, progress, warn)
+            wake_gpu()  # so does this one
+        from erniechat.loader import load_engine
+
+    return load_engine(options, progress, warn, early)
 
 
 def _load_prompt_tools(options: LoadOptions) -> PromptTools:
@@ -57,7 +62,8 @@ def _run_bench(
     load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
 ) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # measured as it is used
-    from erniechat.bench import run_bench
+    with imports_that_stay():
+        from erniechat.bench import run_bench
 
     return run_bench(load, bench, report)
 
@@ -78,19 +84,15 @@ def _start_notice(options: LoadOptions) -> StartNotice | None:
     """What a first start of a model on the hub will fetch."""
     if options.model.count("/") != 1 or os.path.exists(os.path.expanduser(options.model)):
         return None
-    asked = os.environ.get("HF_HUB_OFFLINE", "").upper()
-    if options.offline or asked in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    ):  # what the hub's library takes for yes
-        from erniechat.resolve import locate
+    from erniechat.resolve import locate
 
-        locate(options)  # a model that is not here is told before torch is imported
-    from erniechat.start_notice import first_start_notice
+    files = locate(options)  # a model that is not here is told before torch is imported
+    if files.hub is None or not files.hub.missing:
+        return None
+    with imports_that_stay():
+        from erniechat.start_notice import first_start_notice
 
-    return first_start_notice(options)
+    return first_start_notice(files, options)
 
 
 @dataclass(frozen=True, slots=True)

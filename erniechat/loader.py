@@ -9,6 +9,7 @@ import torch
 from erniechat.backend import ModelInfo
 from erniechat.chat.generation_defaults import sampling_defaults, stop_token_ids
 from erniechat.chat.sessions import kept_folder
+from erniechat.early import EarlyModel, find_early
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
@@ -55,7 +56,10 @@ def load_prompt_tools(options: LoadOptions) -> PromptTools:
 
 
 def load_engine(
-    options: LoadOptions, report: Report | None = None, warn: Warn | None = None
+    options: LoadOptions,
+    report: Report | None = None,
+    warn: Warn | None = None,
+    early: EarlyModel | None = None,
 ) -> Engine:
     """Load a model.
 
@@ -63,6 +67,7 @@ def load_engine(
         options: Which model, and how it is held.
         report: Told how far loading is.
         warn: Told, in one line, what did not work and is not needed.
+        early: What has been found of it already.
 
     Raises:
         UsageError: If the options do not suit the model or the machine.
@@ -72,7 +77,8 @@ def load_engine(
     """
     began = time.perf_counter()
     warn = warn or (lambda text: None)
-    files = locate(options)
+    early = early or find_early(options)
+    files = early.files
     try:
         try:
             plan = make_plan(files, options)
@@ -94,7 +100,9 @@ def load_engine(
             f"{options.model} does not fit into the free memory", "use --4bit or a smaller model"
         ) from exc
     checkpoint, vocab_size = plan.checkpoint, plan.config.vocab_size
-    prompts = read_prompt_tools(files.folder, options.model, checkpoint, vocab_size)
+    prompts = read_prompt_tools(
+        files.folder, options.model, checkpoint, vocab_size, early.tokenizer
+    )
     generation_config = read_generation_values(files.folder, checkpoint)
     info = ModelInfo(
         model=options.model,

@@ -1,11 +1,12 @@
 """What a model says about text, from its folder or its GGUF file: template, tokenizer, stops."""
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from erniechat.chat.generation_defaults import read_generation_config, sampling_defaults
 from erniechat.chat.template import ChatTemplate
-from erniechat.chat.tokenizer import Tokenizer
+from erniechat.chat.tokenizer import TOKENIZER_FILE, Tokenizer
 from erniechat.errors import CheckpointError
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.gguf_checkpoint import GgufCheckpoint
@@ -13,7 +14,11 @@ from erniechat.prompts import PromptTools
 
 
 def read_prompt_tools(
-    path: Path, model: str, checkpoint: Checkpoint | None = None, vocab_size: int | None = None
+    path: Path,
+    model: str,
+    checkpoint: Checkpoint | None = None,
+    vocab_size: int | None = None,
+    parsed: Future[Tokenizer] | None = None,
 ) -> PromptTools:
     """Template and tokenizer of a model.
 
@@ -22,6 +27,7 @@ def read_prompt_tools(
         model: Its name, for messages.
         checkpoint: The path's, if it is open already.
         vocab_size: Rows of the model's embedding, to check that the two belong together.
+        parsed: The tokenizer of a folder, where that is being parsed already.
 
     Raises:
         ModelError: If a file is missing or damaged.
@@ -30,7 +36,10 @@ def read_prompt_tools(
         checkpoint = GgufCheckpoint(path)
     if not isinstance(checkpoint, GgufCheckpoint):
         template = ChatTemplate.from_folder(path, model=model)
-        return PromptTools(Tokenizer.from_folder(path, vocab_size), template, model)
+        tokenizer = parsed.result() if parsed else Tokenizer.from_folder(path)
+        if vocab_size is not None:
+            tokenizer.check_fits(vocab_size, path / TOKENIZER_FILE)
+        return PromptTools(tokenizer, template, model)
     tokenizer = Tokenizer(checkpoint.vocabulary.build())
     if tokenizer.num_tokens > checkpoint.config["vocab_size"]:
         raise CheckpointError(

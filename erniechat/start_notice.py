@@ -14,21 +14,24 @@ from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, plan_facts
 from erniechat.planning import Plan, ShardsNeeded, make_plan
-from erniechat.resolve import locate
+from erniechat.resolve import ModelFiles, locate
 from erniechat.sizes import shown_size
 from erniechat.start_plan import StartPlan, start_plan
 
 GB = 1e9
 
 
-def first_start_notice(options: LoadOptions) -> StartNotice | None:
+def first_start_notice(files: ModelFiles, options: LoadOptions) -> StartNotice | None:
     """What a start will do that has to fetch weights; None if it has not.
+
+    Args:
+        files: Of the model.
+        options: How it is held.
 
     Raises:
         UsageError: If the options do not suit the model or the machine.
         ModelError: If the model cannot be had or is no model.
     """
-    files = locate(options)
     if files.hub is None or not files.hub.missing:
         return None
     try:

@@ -32,6 +32,7 @@ RANKS = (
     (
         (
             "erniechat.loader",
+            "erniechat.early",
             "erniechat.planning",
             "erniechat.start_plan",
             "erniechat.export",

@@ -9,6 +9,8 @@ import tokenizers
 from erniechat.chat.tags import TAGS, Tag
 from erniechat.errors import CheckpointError
 
+TOKENIZER_FILE = "tokenizer.json"
+
 # Tokens that end a turn in one ERNIE chat format or another. Which of them a model uses is told
 # by its template: see generation_defaults.
 END_OF_TEXT = "</s>"
@@ -83,7 +85,7 @@ class Tokenizer:
         Raises:
             CheckpointError: If tokenizer.json is missing, damaged or of another model.
         """
-        path = Path(folder) / "tokenizer.json"
+        path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise CheckpointError(
                 f"{path} is missing",
@@ -97,13 +99,22 @@ class Tokenizer:
             raise CheckpointError(
                 f"{path} is not a tokenizer ({reason})", "download it again"
             ) from exc
-        if vocab_size is not None and tokenizer.num_tokens > vocab_size:
+        if vocab_size is not None:
+            tokenizer.check_fits(vocab_size, path)
+        return tokenizer
+
+    def check_fits(self, vocab_size: int, path: Path) -> None:
+        """Refuse a model whose embedding has fewer rows than this has tokens.
+
+        Raises:
+            CheckpointError: Naming the tokenizer's file.
+        """
+        if self.num_tokens > vocab_size:
             raise CheckpointError(
-                f"{path} defines {tokenizer.num_tokens} tokens, but the model has only "
+                f"{path} defines {self.num_tokens} tokens, but the model has only "
                 f"{vocab_size} (vocab_size)",
                 "take both files from one model",
             )
-        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; none is added, and markup becomes its token unless it is quoted.
