@@ -1,5 +1,6 @@
 """`erniechat bench`: prefill, decode, memory and hit rate, in one table or as JSON."""
 
+import gc
 import platform
 import statistics
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from erniechat.comparison import compare, format_comparison
 from erniechat.doctor import measured_speeds
 from erniechat.errors import MemoryLimitError, UsageError
 from erniechat.fit import expert_places, fit, this_machine
@@ -25,6 +27,8 @@ from erniechat.model.synthetic import random_weights, with_layers
 from erniechat.options import BenchOptions, LoadOptions
 from erniechat.planning import choose_device, choose_formats, context_length
 from erniechat.quality import measure_quality
+from quant.experts.adapter import ExpertAdapter
+from quant.experts.tiered import TieredExpertStore
 from quant.memory import process_memory
 
 SEED = 0
@@ -49,9 +53,11 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     """
     if bench.quality is not None:
         return measure_quality(load, bench, report)
+    if bench.ab is not None:
+        return compare(load, bench.ab, bench.runs, lambda side: _once(side, bench, report), report)
     began = time.perf_counter()
     report("loading")
-    decoder, quant, weights_nbytes = _model(load, bench, report)
+    decoder, quant, weights_nbytes, adapter = _model(load, bench, report)
     needed = bench.prompt_tokens + bench.new_tokens
     longest = context_length(load, decoder.config)
     if needed > longest:
@@ -63,16 +69,39 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     for run in range(bench.runs + 1):
         report(f"run {run} of {bench.runs}" if run else "warming up")
         runs.append(_run(decoder, bench))
+        _adapt(adapter, len(runs), bench)
     return _result(load, bench, decoder, quant, weights_nbytes, load_seconds, runs[1:])
+
+
+def _once(
+    load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
+) -> dict[str, float]:
+    """One run of a model that is loaded for it, after one that is not counted."""
+    decoder, _, _, adapter = _model(load, bench, report)
+    _run(decoder, bench)
+    _adapt(adapter, 1, bench)
+    found = _run(decoder, bench)
+    if isinstance(decoder.experts, TieredExpertStore):
+        decoder.experts.close()
+    del decoder, adapter
+    gc.collect()
+    torch.cuda.empty_cache()  # or the other side would find less memory
+    return found
+
+
+def _adapt(adapter: ExpertAdapter | None, num_runs: int, bench: BenchOptions) -> None:
+    """Let experts move between two runs as between the turns of a chat."""
+    if adapter is not None:
+        adapter.adapt(num_runs * (bench.prompt_tokens + bench.new_tokens))
 
 
 def _model(
     load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
-) -> tuple[Decoder, str, int]:
-    """The model to measure, the name of its format and the bytes of its weights."""
+) -> tuple[Decoder, str, int, ExpertAdapter | None]:
+    """The model to measure, the name of its format, the bytes of its weights, who moves experts."""
     if bench.synthetic is None:
         engine = load_engine(load)
-        return engine.decoder, engine.info.quant, engine.memory().weights_nbytes
+        return engine.decoder, engine.info.quant, engine.memory().weights_nbytes, engine.adapter
     raw = read_json(Path(bench.synthetic) / "config.json")
     family = family_of(raw)
     config = family.parse_config(raw)
@@ -102,7 +131,7 @@ def _model(
             f"random {quant} weights of {bench.synthetic} do not fit into the free memory",
             "use --layers N for a part of the model",
         ) from exc
-    return decoder, quant, weights.nbytes
+    return decoder, quant, weights.nbytes, None
 
 
 def _run(decoder: Decoder, bench: BenchOptions) -> dict[str, float]:
@@ -195,6 +224,8 @@ def _result(
 
 def format_bench(result: Result) -> str:
     """The result as a table for people."""
+    if "ab" in result:
+        return format_comparison(result)
     if "quality" in result:
         return _format_quality(result)
     head = (

@@ -76,6 +76,11 @@ class Engine:
         """See `ChatBackend.info`."""
         return self._info
 
+    @property
+    def adapter(self) -> ExpertAdapter | None:
+        """What moves experts; None if all are in one place."""
+        return self._adapter
+
     def stream_reply(
         self,
         messages: Sequence[Message],

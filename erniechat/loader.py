@@ -34,6 +34,7 @@ from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
+from quant.experts.profile import RoutingProfile
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
 from quant.kernels.triton.backend import import_launchers
@@ -168,7 +169,7 @@ def _adapter(
     store = decoder.experts
     if not isinstance(store, TieredExpertStore) or not plan.config.moe_layers:
         return None
-    profile = known_profile(plan.fingerprint, warn)
+    profile = _profile(plan, options, warn)
     return ExpertAdapter(
         store,
         plan.config.moe_layers,
@@ -176,6 +177,11 @@ def _adapter(
         0.0 if profile is None else profile.num_tokens,
         AdaptationPolicy(is_on=options.adapt),
     )
+
+
+def _profile(plan: Plan, options: LoadOptions, warn: Warn) -> RoutingProfile | None:
+    """What earlier chats used, unless that is not to count."""
+    return known_profile(plan.fingerprint, warn) if options.profile else None
 
 
 def _kept_caches(plan: Plan, options: LoadOptions, warn: Warn) -> KeptCaches:
@@ -210,7 +216,7 @@ def memory_plan(
         MemoryLimitError: If the model does not fit, naming the least that works.
     """
     sizes = model_sizes(plan.config, [reading.slot for reading in plan.readings], plan.formats)
-    profile = known_profile(plan.fingerprint, warn or (lambda text: None))
+    profile = _profile(plan, options, warn or (lambda text: None))
     counts = None if profile is None else profile.counts
     context = context_length(options, plan.config)
     try:

@@ -50,6 +50,7 @@ class LoadOptions:
         metavar="SIZE",
         is_size=True,
     )
+    profile: bool = setting(True, "place experts by what earlier chats used most")
     adapt: bool = setting(
         True, "keep the experts that a conversation uses most in the fastest memory"
     )
@@ -257,6 +258,8 @@ class BenchOptions:
         synthetic: Folder with a config.json; random weights of that shape take the model's place.
         layers: Only this many layers of the synthetic model; None is all.
         quality: Text file on which perplexity is measured instead of speed.
+        ab: Settings to compare with those given, as ``name=value,name=value``; None compares
+            nothing.
         json: Print the numbers as one JSON object instead of a table.
     """
 
@@ -266,6 +269,7 @@ class BenchOptions:
     synthetic: str | None = None
     layers: int | None = None
     quality: str | None = None
+    ab: str | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -276,6 +280,8 @@ class BenchOptions:
                 raise UsageError(f'{flag} must be a whole number at least 1, got "{value}"')
         if self.layers is not None and self.synthetic is None:
             raise UsageError("--layers needs --synthetic CONFIG_DIR")
+        if self.ab is not None and self.quality is not None:
+            raise UsageError("--ab compares speeds, not --quality; run it for each setting")
         if self.quality is not None and self.synthetic is not None:
             raise UsageError(
                 "--quality and --synthetic contradict each other; random weights"

@@ -54,6 +54,7 @@ RANKS = (
             "erniechat.info",
             "erniechat.cache",
             "erniechat.bench",
+            "erniechat.comparison",
             "erniechat.quality",
             "erniechat.engine",
             "erniechat.current_session",

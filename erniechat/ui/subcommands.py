@@ -58,6 +58,7 @@ def bench_parser() -> Parser:
     add("--synthetic", metavar="CONFIG_DIR", help="random weights of the shape in this folder")
     add("--layers", metavar="N", help="only this many layers of the synthetic model")
     add("--quality", metavar="FILE", help="measure perplexity on this text")
+    add("--ab", metavar="NAME=VALUE,…", help="run in turns with these settings and without")
     add("--json", action="store_true", help="print one JSON object")
     add_settings(parser, "model", LoadOptions)
     add_other(parser)
@@ -84,7 +85,11 @@ def parse_bench(argv: Sequence[str]) -> tuple[argparse.Namespace, BenchOptions, 
                 raise UsageError(f'{flag} must be a whole number at least 1, got "{text}"')
             numbers[name] = int(text)
     bench = BenchOptions(
-        synthetic=known.synthetic, quality=known.quality, json=known.json, **numbers
+        synthetic=known.synthetic,
+        quality=known.quality,
+        ab=known.ab,
+        json=known.json,
+        **numbers,
     )
     return known, bench, ""
 

@@ -1,11 +1,13 @@
 """Decode and prefill with a part of the experts outside the GPU's memory, at the 21B shape.
 
     python -m tests.bench.gpu_tiers [--resident 864 432 0] [--skew 0.75] [--shares] [--prefill 512]
+        [--adapt]
 
 Weights are random; ``--resident`` routed experts of 1,728 lie on the GPU, chosen at random, the
 others in pinned memory. Routing is uniform, or with ``--skew S`` so that the resident half of the
-experts gets the share S of all choices. Times are medians over tokens of a captured graph; with
-``--shares`` every way to share the rest between CPU and bus is tried.
+experts gets the share S of all choices; then ``--adapt`` turns to the other half, and lets experts
+move until none does any more: speed and hit rate without and with. Times are medians over tokens
+of a captured graph; with ``--shares`` every way to share the rest between CPU and bus is tried.
 """
 
 import argparse
@@ -18,6 +20,8 @@ from erniechat.model.assembly import assemble
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder
 from erniechat.model.expert_assembly import ExpertPlaces
+from quant.experts.adaptation import AdaptationPolicy
+from quant.experts.adapter import ExpertAdapter
 from quant.experts.placement import ExpertKey
 from quant.formats import format_named
 from quant.kernels import backend_for
@@ -119,6 +123,26 @@ def skew(decoder: Decoder, wanted: float) -> None:
     report(event="skew", share=round(share, 3), bias=bias)
 
 
+def adapt(decoder: Decoder, count: int) -> None:
+    """Let the half that is not resident be the preferred one, without and with moves."""
+    store = decoder.experts
+    for layer_idx in SHAPE_21B.moe_layers:
+        tensor = decoder.weights.tensors[f"layers.{layer_idx}.correction_bias"]
+        tensor.copy_(tensor.max() - tensor)
+    measure(decoder, "other half, before", count)
+    adapter = ExpertAdapter(store, SHAPE_21B.moe_layers, None, 0.0, AdaptationPolicy())
+    tokens = 0
+    for _ in range(20):
+        time_decode(decoder, 256)
+        tokens += 256
+        began = time.perf_counter()
+        moved = adapter.adapt(tokens)
+        report(event="adapt", moved=moved, ms=round(1e3 * (time.perf_counter() - began), 1))
+        if not moved:
+            break
+    measure(decoder, "other half, after", count)
+
+
 def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None:
     """One row: speed of a prompt, and what the CPU took for its share."""
     before = decoder.experts.server.use
@@ -138,6 +162,7 @@ def main() -> None:
     parser.add_argument("--quant", default="nf4")
     parser.add_argument("--resident", type=int, nargs="*", default=[864])
     parser.add_argument("--skew", type=float)
+    parser.add_argument("--adapt", action="store_true")
     parser.add_argument("--shares", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tokens", type=int, default=100)
@@ -169,6 +194,8 @@ def main() -> None:
         if args.skew:
             skew(decoder, args.skew)
             measure(decoder, f"skew {args.skew}", args.tokens)
+        if args.adapt:
+            adapt(decoder, args.tokens)
         decoder.experts.close()
         del decoder
         torch.cuda.empty_cache()

@@ -1,0 +1,72 @@
+"""`erniechat bench --ab`: which settings it takes, in which order it measures, what it prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from erniechat.cli import main
+from erniechat.comparison import changed, compare, format_comparison
+from erniechat.errors import UsageError
+from erniechat.options import BenchOptions, LoadOptions
+
+GIVEN = LoadOptions(threads=2)
+
+
+def test_settings_are_those_of_the_flags():
+    load = changed(GIVEN, "stage=off, cpu-share=0.5,gpu_memory=4GiB")
+    assert load == LoadOptions(threads=2, stage=False, cpu_share=0.5, gpu_memory="4GiB")
+    assert load != GIVEN
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", 'got ""'),
+        ("stage", 'got "stage"'),
+        ("temperature=1", 'got "temperature=1"'),
+        ("no_such=1", 'got "no_such=1"'),
+        ("cpu_share=2", 'cpu_share in --ab must be a number at least 0 and at most 1, got "2"'),
+    ],
+)
+def test_others_are_refused(text: str, told: str):
+    with pytest.raises(UsageError, match=told):
+        changed(GIVEN, text)
+
+
+def test_sides_are_measured_in_turns_and_the_ratio_is_of_each_round():
+    asked: list[bool] = []
+    speeds = iter([10.0, 20.0, 40.0, 10.0, 10.0, 10.0])  # the machine is another each round
+
+    def measure(load: LoadOptions) -> dict[str, float]:
+        asked.append(load.stage)
+        speed = next(speeds)
+        return {"prefill": speed, "decode": 2 * speed, "first_token": 1 / speed}
+
+    told: list[str] = []
+    result = compare(GIVEN, "stage=off", 3, measure, told.append)
+    assert asked == [True, False, False, True, True, False]
+    assert result["measured"]["prefill"] == {"given": 10.0, "changed": 20.0, "ratio": 2.0}
+    assert result["measured"]["first_token"]["ratio"] == 0.5
+    assert told[:2] == ["round 1 of 3, as given", "round 1 of 3, stage=off"]
+    page = format_comparison(result)
+    assert "ratio: stage=off to as given" in page
+    assert "decode, tok/s           20          40    2.00×" in page
+
+
+def test_the_bench_compares_on_a_real_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    flags = ["--4bit", "-p", "4", "-n", "2", "-r", "1", "--ab", "kernels=reference", "--json"]
+    assert main(["bench", *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["measured"]["decode"]["ratio"] < 0.7  # the reference is not made for speed
+    assert main(["bench", "--ab", "x=1"]) == 2
+    assert "settings of a model" in capsys.readouterr().err
+
+
+def test_quality_is_not_compared():
+    with pytest.raises(UsageError, match="--ab compares speeds"):
+        BenchOptions(ab="stage=off", quality="text")
