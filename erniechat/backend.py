@@ -24,6 +24,8 @@ class ModelInfo:
         defaults: The checkpoint's own sampling.
         max_context_length: What the context can be raised to; the model's own limit.
         kv_nbytes_per_token: Memory that a token in the context takes.
+        planned_context: Tokens from which on experts leave the GPU's memory for the context; 0
+            where that takes memory of its own.
     """
 
     model: str
@@ -36,6 +38,7 @@ class ModelInfo:
     defaults: SamplingOptions = field(default_factory=SamplingOptions)
     max_context_length: int = 0
     kv_nbytes_per_token: int = 0
+    planned_context: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from erniechat.chat.reply_parser import ReplyParser
 from erniechat.chat.tags import Section
 from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
+from erniechat.context import growth_events, lengthen, make_room
 from erniechat.current_session import CurrentSession
 from erniechat.errors import CheckpointError, ContextLengthError, MemoryLimitError, UsageError
 from erniechat.events import Progress, StreamEvent, TextDelta, ToolCall
@@ -28,7 +29,7 @@ from erniechat.prompts import PromptTools
 from erniechat.turn import Turn, sampler_of
 from quant.errors import QuantError
 from quant.experts.adapter import ExpertAdapter
-from quant.memory import gpu_memory, host_memory, process_memory
+from quant.memory import process_memory
 
 ADAPT_EVERY = 256  # tokens of a reply
 
@@ -45,6 +46,8 @@ class Engine:
         on_close: Called once by `close`, to keep the routing counts.
         adapter: Moves experts between turns and now and then within a long one.
         kept_caches: Where what was read of saved conversations is kept; None keeps nothing.
+        memory_left: Bytes that an asked-for budget leaves for a longer context; None for what
+            is free.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Engine:
         on_close: Callable[["Engine"], None] | None = None,
         adapter: ExpertAdapter | None = None,
         kept_caches: KeptCaches | None = None,
+        memory_left: int | None = None,
     ) -> None:
         self._info = info
         self.decoder = decoder
@@ -67,13 +71,17 @@ class Engine:
         self._weights_nbytes = weights_nbytes
         self._on_close = on_close
         self._adapter = adapter
+        self._memory_left = memory_left
         self._kv_cache = decoder.new_kv_cache(info.context_length)
         self._session = CurrentSession(kept_caches, self._kv_cache)
         self._cancelled = threading.Event()
 
     @property
     def info(self) -> ModelInfo:
-        """See `ChatBackend.info`."""
+        """See `ChatBackend.info`; the context is shorter where memory turned out to be."""
+        most = self._kv_cache.max_tokens
+        if most < self._info.context_length:
+            self._info = dataclasses.replace(self._info, context_length=most)
         return self._info
 
     @property
@@ -144,15 +152,7 @@ class Engine:
             raise UsageError(
                 f'the context must be at most {longest:,} tokens for this model, got "{num_tokens}"'
             )
-        cache = self._kv_cache
-        needed = num_tokens * cache.nbytes_per_token - cache.nbytes
-        free = (gpu_memory(self.decoder.device) or host_memory()).free_nbytes
-        if needed > free:
-            raise MemoryLimitError(
-                f"a context of {num_tokens:,} tokens needs {needed / 2**30:.1f} GiB more, "
-                f"{free / 2**30:.1f} GiB are free"
-            )
-        cache.max_tokens = num_tokens
+        lengthen(self._kv_cache, num_tokens, self.decoder.device, self._memory_left)
         self._info = dataclasses.replace(self._info, context_length=num_tokens)
 
     def memory(self) -> MemoryUse:
@@ -194,7 +194,7 @@ class Engine:
     ) -> Iterator[StreamEvent]:
         """Read the prompt and generate; parser None passes all text on."""
         input_ids = self.prompts.tokenizer.encode(prompt.text)
-        context_length = self._info.context_length
+        context_length = self.info.context_length
         room = context_length - len(input_ids)
         if room < 1:
             raise ContextLengthError(
@@ -227,7 +227,11 @@ class Engine:
     ) -> Iterator[StreamEvent]:
         turn = Turn(prompt=len(input_ids))
         began = time.perf_counter()
+        make_room(self._kv_cache, len(input_ids))
         self._session.change(session, input_ids)
+        self._kv_cache.keep_prefix(input_ids)
+        self._kv_cache.shrink(len(input_ids) + 1)
+        yield from growth_events(self._kv_cache)
         steps = prefill(self.decoder, self._kv_cache, input_ids, self._cancelled.is_set)
         turn.cached = done = next(steps)
         while True:
@@ -278,6 +282,7 @@ class Engine:
             if self.num_tokens_seen % ADAPT_EVERY == 0:
                 self._adapt()
             yield from turn.tell_budget(guides)
+            yield from growth_events(self._kv_cache)
             section: Section = parser.section if parser else "answer"
             turn.tokens[section] += 1
             if token_id in self._stop_ids:

@@ -31,6 +31,14 @@ class BudgetReached:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextGrown:
+    """The context holds so many tokens now, for which experts have left the GPU's memory."""
+
+    num_tokens: int
+    num_experts: int
+
+
+@dataclass(frozen=True, slots=True)
 class ToolCall:
     """A complete call of a tool; ``arguments`` is a JSON object as text."""
 
@@ -106,4 +114,6 @@ class TurnEnd:
     is_complete: bool = True
 
 
-StreamEvent = ThinkingDelta | TextDelta | BudgetReached | ToolCall | Progress | TurnEnd
+StreamEvent = (
+    ThinkingDelta | TextDelta | BudgetReached | ContextGrown | ToolCall | Progress | TurnEnd
+)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from erniechat.errors import UsageError
+from erniechat.errors import MemoryLimitError, UsageError
 from erniechat.generation.generate import PREFILL_CHUNK
 from erniechat.memory_plan import (
     FLAGS,
@@ -31,6 +31,8 @@ MAX_RESERVE_SHARE = 0.05
 # What a process takes on a GPU beside weights and cache: the driver's context, torch's workspaces.
 GPU_CONTEXT_NBYTES = 640 * MIB
 GPU_WORKSPACE_NBYTES = 256 * MIB
+PLANNED_CONTEXT = 8192  # tokens, of a context that may grow
+MOST_GROWTHS = 16  # each takes an expert's bytes of RAM more than what leaves; see HostPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,7 @@ def budget(place: TierName, asked: str | None, memory: DeviceMemory, held_nbytes
         UsageError: If more is asked for than there is.
     """
     if asked is None:
-        reserve = min(RESERVE_NBYTES, int(MAX_RESERVE_SHARE * memory.total_nbytes))
-        return Budget(max(0, memory.free_nbytes + held_nbytes - reserve))
+        return Budget(max(0, memory.free_nbytes + held_nbytes - _reserve(memory)))
     nbytes = size_nbytes(asked, memory.total_nbytes)
     if nbytes is None or nbytes > memory.total_nbytes:
         raise UsageError(
@@ -77,6 +78,10 @@ def budget(place: TierName, asked: str | None, memory: DeviceMemory, held_nbytes
             f'got "{asked}"'
         )
     return Budget(nbytes, asked)
+
+
+def _reserve(memory: DeviceMemory) -> int:
+    return min(RESERVE_NBYTES, int(MAX_RESERVE_SHARE * memory.total_nbytes))
 
 
 def workspace_nbytes(config: ModelConfig) -> int:
@@ -92,34 +97,76 @@ def fit(
     context_length: int,
     counts: Mapping[int, Sequence[float]] | None,
     machine: Machine,
+    longest_context: int | None = None,
 ) -> MemoryPlan:
     """Plan a model for a machine.
+
+    Where all experts and the cache of the whole context fit on the GPU, that is the plan. Else it
+    has the cache of PLANNED_CONTEXT tokens if that may grow at least as far, and the experts that
+    fit beside it.
+
+    Args:
+        sizes: The model.
+        options: Budgets and types.
+        context_length: Tokens of prompt and answer together.
+        counts: Of earlier conversations.
+        machine: What there is.
+        longest_context: What the context may grow to while experts leave the GPU; None if they
+            may not, so that the whole cache is planned.
 
     Raises:
         UsageError: If a flag asks for more than there is.
         MemoryLimitError: If the model does not fit, naming the least budget that works.
     """
     gpu = machine.gpu
-    needs = Needs(
-        context_length,
+    on_gpu = None
+    if gpu is not None:
+        on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
+    in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
+
+    def planned(num_tokens: int, *slots: Item) -> MemoryPlan:
+        needs = _needs(sizes, options, num_tokens, machine, *slots)
+        return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
+
+    free = Item("slots for moving experts", FREE_SLOTS * sizes.expert_nbytes)
+    problem = None
+    try:
+        plan = planned(context_length)
+        if on_gpu is None or plan.num_experts("GPU") == sizes.num_experts:
+            return plan
+        plan = planned(context_length, free)
+    except MemoryLimitError as exc:
+        if on_gpu is None or longest_context is None:
+            raise
+        problem = exc
+    if longest_context is not None:
+        growing = planned(min(context_length, PLANNED_CONTEXT), free)
+        longest = min(longest_context, reachable_context(growing))
+        if longest >= context_length or problem:
+            return dataclasses.replace(growing, longest_context=longest)
+    return plan
+
+
+def reachable_context(plan: MemoryPlan) -> int:
+    """Tokens that a cache can grow to while experts leave the GPU for what the RAM has left."""
+    room = plan.left_nbytes("RAM") // plan.sizes.expert_nbytes - MOST_GROWTHS
+    leaving = min(plan.num_experts("GPU"), max(0, room))
+    return plan.context_length + int(leaving / plan.leaving_per_token)
+
+
+def _needs(
+    sizes: ModelSizes, options: LoadOptions, num_tokens: int, machine: Machine, *more: Item
+) -> Needs:
+    return Needs(
+        num_tokens,
         4 if options.dtype == "float32" else 2,
-        (Item("driver", GPU_CONTEXT_NBYTES), Item("workspaces", GPU_WORKSPACE_NBYTES)),
+        (Item("driver", GPU_CONTEXT_NBYTES), Item("workspaces", GPU_WORKSPACE_NBYTES), *more),
         (
             Item("program", machine.program_nbytes),
             Item("workspaces", workspace_nbytes(sizes.config)),
         ),
         sizes.config.num_experts_per_tok,
     )
-    on_gpu = None
-    if gpu is not None:
-        on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
-    in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
-    plan = plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
-    if on_gpu is None or plan.num_experts("GPU") == sizes.num_experts:
-        return plan
-    free = Item("slots for moving experts", FREE_SLOTS * sizes.expert_nbytes)
-    needs = dataclasses.replace(needs, gpu=(*needs.gpu, free))
-    return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
 
 
 def num_tail_slots(plan: MemoryPlan) -> int:
@@ -150,6 +197,8 @@ def expert_places(
     experts = dict(zip(plan.places, plan.placement.experts, strict=True))
     ram, disk = experts.get("RAM", ()), experts.get("disk", ())
     num_pinned = len(ram) - num_tail_slots(plan)
+    shares = plan.num_experts("GPU") < plan.sizes.num_experts or plan.grows
+    reserve = _reserve(host_memory())
     return ExpertPlaces(
         ram[:num_pinned],
         (*ram[num_pinned:], *disk),
@@ -157,4 +206,7 @@ def expert_places(
         options.prompt_cpu_share,
         NUM_STAGED if options.stage else 0,
         figures,
+        plan.context_length if shares else 0,
+        plan.left_nbytes("RAM"),
+        lambda: host_memory().free_nbytes - reserve,
     )

@@ -93,7 +93,7 @@ def load_engine(
         check_memory(plan, options, warn)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)
-        decoder = _assembled(plan, options, weights, warn)
+        decoder, memory = _assembled(plan, options, weights, warn)
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
     except (MemoryError, torch.OutOfMemoryError) as exc:
@@ -109,13 +109,14 @@ def load_engine(
         model=options.model,
         quant=plan.quant,
         device=str(plan.device),
-        context_length=context_length(options, plan.config),
+        context_length=memory.longest_context,
         thinking=prompts.template.thinking if prompts.template else "never",
         has_chat_template=prompts.template is not None,
         load_seconds=time.perf_counter() - began,
         defaults=sampling_defaults(generation_config),
         max_context_length=plan.config.max_position_embeddings,
         kv_nbytes_per_token=plan.config.kv_nbytes_per_token * decoder.dtype.itemsize // 2,
+        planned_context=memory.context_length if decoder.cache_memory else 0,
     )
     return Engine(
         info,
@@ -128,10 +129,13 @@ def load_engine(
         on_close=lambda engine: keep_profile(engine, plan.fingerprint, warn),
         kept_caches=_kept_caches(plan, options, warn),
         adapter=_adapter(decoder, plan, options, warn),
+        memory_left=_memory_left(memory),
     )
 
 
-def _assembled(plan: Plan, options: LoadOptions, weights: WeightSource, warn: Warn) -> Decoder:
+def _assembled(
+    plan: Plan, options: LoadOptions, weights: WeightSource, warn: Warn
+) -> tuple[Decoder, MemoryPlan]:
     """The decoder; with fewer experts on the GPU where that has less room than it seemed to have.
 
     Raises:
@@ -150,7 +154,7 @@ def _assembled(plan: Plan, options: LoadOptions, weights: WeightSource, warn: Wa
             if isinstance(weights, QuantizedCopy):
                 weights.check()
             keep_figures(figures, warn)
-            return decoder
+            return decoder, memory
         except torch.OutOfMemoryError:
             if not tries_left or plan.device.type != "cuda":
                 raise
@@ -170,13 +174,22 @@ def _adapter(
     if not isinstance(store, TieredExpertStore) or not plan.config.moe_layers:
         return None
     profile = _profile(plan, options, warn)
-    return ExpertAdapter(
+    adapter = ExpertAdapter(
         store,
         plan.config.moe_layers,
         None if profile is None else profile.counts,
         0.0 if profile is None else profile.num_tokens,
         AdaptationPolicy(is_on=options.adapt),
     )
+    if decoder.cache_memory is not None:
+        decoder.cache_memory.lender.hits = adapter.hits
+    return adapter
+
+
+def _memory_left(memory: MemoryPlan) -> int | None:
+    """What an asked-for budget leaves where the KV cache is; None if none was asked for."""
+    place = memory.fixed_place
+    return memory.left_nbytes(place) if memory.budgets[place].asked else None
 
 
 def _profile(plan: Plan, options: LoadOptions, warn: Warn) -> RoutingProfile | None:
@@ -219,12 +232,22 @@ def memory_plan(
     profile = _profile(plan, options, warn or (lambda text: None))
     counts = None if profile is None else profile.counts
     context = context_length(options, plan.config)
+    longest = plan.config.max_position_embeddings if _may_grow(plan, options) else None
     try:
-        return fit(sizes, options, context, counts, machine or this_machine(plan.device))
+        return fit(sizes, options, context, counts, machine or this_machine(plan.device), longest)
     except MemoryLimitError as exc:
         if plan.quant not in ("bf16", "int8"):
             raise
         raise MemoryLimitError(exc.message, f"{exc.hint}, or use --4bit") from exc
+
+
+def _may_grow(plan: Plan, options: LoadOptions) -> bool:
+    """Whether experts may leave for a longer context than is planned, if none was asked for."""
+    return options.ctx is None and bool(plan.config.moe_layers) and _can_tier(plan)
+
+
+def _can_tier(plan: Plan) -> bool:
+    return plan.device.type == "cuda" and plan.formats.linear_backend.name == "triton"
 
 
 def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> MemoryPlan:
@@ -253,7 +276,7 @@ def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
     """Refuse a plan that the stores cannot carry out."""
     elsewhere = memory.sizes.num_experts - memory.num_experts(memory.fixed_place)
     on_gpu = memory.fixed_place == "GPU"
-    can_tier = on_gpu and plan.formats.linear_backend.name == "triton"
+    can_tier = on_gpu and _can_tier(plan)
     if elsewhere and not can_tier and (on_gpu or not options.copy):
         flag = FLAGS[memory.fixed_place]
         needed = memory.nbytes(memory.fixed_place) + elsewhere * memory.sizes.expert_nbytes

@@ -20,6 +20,7 @@ from quant.formats.base import Format
 TierName = Literal["GPU", "RAM", "disk"]
 PLACES: tuple[TierName, ...] = ("GPU", "RAM", "disk")
 FLAGS: Mapping[TierName, str] = {"GPU": "--gpu-memory", "RAM": "--cpu-memory"}
+KV_NAME = "KV cache"
 DISK_BLOCK = 4096
 SLOT_ALIGNMENT = 128  # of an expert's parts in a slot; see quant/experts/pool.py
 
@@ -149,6 +150,8 @@ class MemoryPlan:
         placement: The routed experts by place, in the order of ``places``.
         counts: The routing counts that it was made from, by layer index.
         places: Where experts may live, fastest first.
+        context_length: Tokens whose KV cache is among the items.
+        longest_context: What it may grow to while experts leave the GPU for RAM.
     """
 
     sizes: ModelSizes
@@ -157,6 +160,23 @@ class MemoryPlan:
     placement: Placement
     counts: Mapping[int, Sequence[float]]
     places: tuple[TierName, ...] = field(default=("RAM",))
+    context_length: int = 0
+    longest_context: int = 0
+
+    @property
+    def grows(self) -> bool:
+        """Whether the context may become longer than what is planned."""
+        return self.longest_context > self.context_length
+
+    @property
+    def leaving_per_token(self) -> float:
+        """Experts that leave the GPU for each token beyond the planned ones."""
+        nbytes = next(n.nbytes for n in self.items[self.fixed_place] if n.name.startswith(KV_NAME))
+        return nbytes / self.context_length / self.sizes.expert_nbytes
+
+    def left_nbytes(self, place: TierName) -> int:
+        """Bytes of a budget that nothing takes."""
+        return self.budgets[place].nbytes - self.nbytes(place)
 
     def num_experts(self, place: TierName) -> int:
         """Routed experts that live in a place."""
@@ -249,7 +269,7 @@ def plan_memory(
     kv_nbytes = needs.context_length * sizes.config.kv_nbytes_per_token * needs.kv_itemsize // 2
     fixed = (
         Item("weights that every token uses", sizes.fixed_nbytes),
-        Item(f"KV cache of {needs.context_length:,} tokens", kv_nbytes),
+        Item(f"{KV_NAME} of {needs.context_length:,} tokens", kv_nbytes),
     )
     items: dict[TierName, Sequence[Item]] = {"RAM": (*fixed, *needs.ram)}
     budgets: dict[TierName, Budget] = {"RAM": ram}
@@ -272,7 +292,8 @@ def plan_memory(
     layers = {layer_idx: known.get(layer_idx, unknown) for layer_idx in sizes.config.moe_layers}
     placement = plan_placement(layers, max(sizes.expert_nbytes, 1), tiers)
     places: tuple[TierName, ...] = tuple(name for name in PLACES if name in {t.name for t in tiers})
-    return MemoryPlan(sizes, budgets, items, placement, layers, places)
+    tokens = needs.context_length
+    return MemoryPlan(sizes, budgets, items, placement, layers, places, tokens, tokens)
 
 
 def _room(
@@ -290,7 +311,7 @@ def _room(
     experts = f" + experts {shown_size(least_nbytes)}" if least_nbytes else ""
     least = least_size(taken + least_nbytes)
     ways = [f"give {least} or more" if budget.asked else f"free some: {least} are needed"]
-    ways += ["use a smaller --ctx"] * any("KV cache" in item.name for item in items)
+    ways += ["use a smaller --ctx"] * any(item.name.startswith(KV_NAME) for item in items)
     ways += [hint] * bool(hint)
     what = f"{FLAGS[place]} {budget.asked} is" if budget.asked else _free(place, budget)
     raise MemoryLimitError(f"{what} too little for {told}{experts}", ", or ".join(ways))

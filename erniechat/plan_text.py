@@ -26,6 +26,11 @@ def plan_facts(plan: MemoryPlan, speeds: Speeds | None = None) -> dict[str, Any]
             for place in plan.places
         },
         "expert_nbytes": plan.sizes.expert_nbytes,
+        "context": {
+            "planned": plan.context_length,
+            "longest": plan.longest_context,
+            "experts_per_1000_tokens": 1000 * plan.leaving_per_token if plan.grows else 0.0,
+        },
         "tokens_per_second": None if speeds is None else plan.tokens_per_second(speeds),
     }
 
@@ -47,6 +52,8 @@ def format_plan(plan: MemoryPlan, speeds: Speeds | None = None) -> str:
             rows.append((f"{num:,} experts", num * plan.sizes.expert_nbytes, share))
         for name, nbytes, note in rows:
             lines.append(f"  {name:<32}{shown_size(nbytes):>10}  {note}".rstrip())
+    if plan.grows:
+        lines.append(growth_text(plan))
     reads = [
         f"{shown_size(plan.nbytes_per_token(place))} from {place}"
         for place in plan.places
@@ -58,3 +65,11 @@ def format_plan(plan: MemoryPlan, speeds: Speeds | None = None) -> str:
     else:
         lines.append(f"expected speed: {plan.tokens_per_second(speeds):.1f} tok/s")
     return "\n".join(lines) + "\n"
+
+
+def growth_text(plan: MemoryPlan) -> str:
+    """What a longer conversation than planned will cost."""
+    return (
+        f"context: {plan.context_length:,} tokens planned, grows to {plan.longest_context:,}; "
+        f"{1000 * plan.leaving_per_token:.1f} experts leave the GPU for each 1,000 tokens more"
+    )

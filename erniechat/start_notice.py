@@ -12,7 +12,7 @@ from erniechat.loader import check_memory
 from erniechat.memory_plan import MemoryPlan, Speeds
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
-from erniechat.plan_text import format_plan, plan_facts
+from erniechat.plan_text import format_plan, growth_text, plan_facts
 from erniechat.planning import Plan, ShardsNeeded, make_plan
 from erniechat.resolve import ModelFiles, locate
 from erniechat.sizes import shown_size
@@ -57,7 +57,7 @@ def full_notice(options: LoadOptions) -> StartNotice:
     if found.memory is None:
         return notice
     table = format_plan(found.memory, _speeds(found.plan)).splitlines()
-    kept = [line for line in notice.lines if not line.startswith(("gpu ", "ram "))]
+    kept = [line for line in notice.lines if not line.startswith(("gpu ", "ram ", "context:"))]
     return StartNotice(
         (*kept, *table), notice.download_nbytes, notice.keep_nbytes, notice.facts, notice.problem
     )
@@ -111,6 +111,8 @@ def _memory_lines(memory: MemoryPlan) -> list[str]:
             f"{place.lower():<6} {' + '.join(parts)} = {shown_size(memory.nbytes(place))} of "
             f"{shown_size(memory.budgets[place].nbytes)}   ok"
         )
+    if memory.grows:
+        lines.append(growth_text(memory))
     return lines
 
 

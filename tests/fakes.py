@@ -10,6 +10,7 @@ from typing import Any
 from erniechat.backend import ExpertUse, MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.events import (
+    ContextGrown,
     Seconds,
     StreamEvent,
     TextDelta,
@@ -191,4 +192,6 @@ class FakeBackend:
 def _counted(usage: Usage, step: Step) -> Usage:
     if isinstance(step, ThinkingDelta):
         return dataclasses.replace(usage, thinking=usage.thinking + 1)
+    if isinstance(step, ContextGrown):
+        return usage
     return dataclasses.replace(usage, answer=usage.answer + 1)

@@ -58,6 +58,7 @@ RANKS = (
             "erniechat.quality",
             "erniechat.engine",
             "erniechat.current_session",
+            "erniechat.context",
             "erniechat.prompts",
             "erniechat.turn",
         ),

@@ -344,7 +344,7 @@ def test_a_gpu_with_less_room_than_it_seemed_gets_fewer_experts(monkeypatch) -> 
     monkeypatch.setattr(loader, "gpu_memory", lambda _: DeviceMemory(1000, 2000))
     warnings: list[str] = []
     plan = SimpleNamespace(config=None, formats=None, device=torch.device("cuda"))
-    found = loader._assembled(plan, LoadOptions(), None, warnings.append)
+    found, _ = loader._assembled(plan, LoadOptions(), None, warnings.append)
     assert (found, asked) == ("decoder", [None, "900B", "900B"])
     assert len(warnings) == 2
     asked.clear()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erniechat.errors import MemoryLimitError, UsageError
-from erniechat.fit import Machine, budget, fit
+from erniechat.fit import Machine, budget, expert_places, fit
 from erniechat.memory_plan import (
     Budget,
     Item,
@@ -184,6 +184,86 @@ def test_the_21b_model_in_six_gib_of_gpu():
     assert "KV cache of 8,192 tokens" in page
     assert "erniechat doctor" in page
     assert "tok/s" in format_plan(plan, Speeds(gpu=1e12, ram=6e10))
+
+
+def plan_21b(gpu_gib: float, ram_gib: float = 20, longest: int | None = 131_072, **options):
+    sizes = model_sizes(CONFIG, SLOTS, FORMATS)
+    gpu = DeviceMemory(int(gpu_gib * GIB), 80 * GIB)
+    machine = Machine(DeviceMemory(int(ram_gib * GIB), 64 * GIB), GIB // 2, gpu)
+    asked = LoadOptions(gpu_memory=f"{gpu_gib}GiB", **options)
+    return fit(sizes, asked, 32_768, None, machine, longest)
+
+
+def test_a_context_that_does_not_fit_beside_all_experts_is_planned_short_and_grows():
+    plan = plan_21b(10)
+    whole = plan_21b(10, longest=None)
+    assert (plan.context_length, plan.longest_context) == (8192, 131_072)
+    assert (whole.context_length, whole.longest_context) == (32_768, 32_768)
+    # 24,576 tokens of 57,344 bytes are 224.9 experts of 6,266,880.
+    assert plan.num_experts("GPU") - whole.num_experts("GPU") in (224, 225)
+    assert plan.nbytes("GPU") <= 10 * GIB
+    assert plan.leaving_per_token == pytest.approx(57_344 / 6_266_880)
+    page = format_plan(plan)
+    assert (
+        "context: 8,192 tokens planned, grows to 131,072; 9.2 experts leave the GPU for each 1,000 "
+        "tokens more\n"
+    ) in page
+    assert "grows to" not in format_plan(whole)
+    assert plan_facts(plan)["context"] == {
+        "planned": 8192,
+        "longest": 131_072,
+        "experts_per_1000_tokens": pytest.approx(9.15, abs=0.01),
+    }
+    places = expert_places(plan, LoadOptions())
+    assert (places.cache_tokens, places.ram_nbytes) == (8192, plan.left_nbytes("RAM"))
+
+
+def test_what_fits_as_a_whole_does_not_grow():
+    plan = plan_21b(15)
+    assert plan.num_experts("GPU") == plan.sizes.num_experts
+    assert plan.context_length == plan.longest_context == 32_768
+    assert not expert_places(plan, LoadOptions()).has_tiers
+
+
+def test_between_the_two_all_experts_begin_on_the_gpu():
+    """All of them fit beside the planned context, but not beside the whole one."""
+    plan = plan_21b(13.5)
+    assert plan.num_experts("GPU") == plan.sizes.num_experts
+    assert plan.grows
+    assert expert_places(plan, LoadOptions()).has_tiers
+
+
+def test_it_grows_until_the_last_expert_has_left():
+    plan = plan_21b(6)
+    assert plan.longest_context == 8192 + plan.num_experts("GPU") * EXPERT // 57_344 < 131_072
+
+
+def test_it_grows_only_as_far_as_ram_takes_experts():
+    taken = plan_21b(6).nbytes("RAM") / GIB
+    # 500 experts are 2.918 GiB; 16 of them are for the beginnings of what is pinned.
+    plan = plan_21b(6, taken + 256 / 1024 - 0.5 + 500.5 * EXPERT / GIB)
+    assert plan.longest_context == 8192 + int(484 * EXPERT / 57_344)
+
+
+def test_where_ram_is_full_the_whole_context_is_planned():
+    taken = plan_21b(6).nbytes("RAM") / GIB
+    plan = plan_21b(6, taken)
+    assert plan.context_length == plan.longest_context == 32_768
+
+
+def test_a_cache_that_leaves_no_room_for_experts_is_planned_short():
+    """With the cache of 32,768 tokens 2.9 GiB hold not even what every token uses."""
+    with pytest.raises(MemoryLimitError, match="KV cache of 32,768 tokens"):
+        plan_21b(2.9, longest=None)
+    plan = plan_21b(2.9)
+    assert plan.context_length == 8192
+    assert plan.num_experts("GPU") > 0
+
+
+def test_a_length_that_was_asked_for_is_kept():
+    plan = plan_21b(6, longest=None, ctx=32_768)
+    places = expert_places(plan, LoadOptions(ctx=32_768))
+    assert plan.context_length == places.cache_tokens == 32_768
 
 
 def test_ram_must_hold_what_the_gpu_does_not_and_no_more():

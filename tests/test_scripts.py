@@ -35,6 +35,20 @@ def test_jsonl_has_a_line_for_each_event():
     assert set(end) >= {"type", "time", "memory", "seed", "model", "quant"}
 
 
+def test_a_context_that_grew_is_told_where_it_does_not_disturb_the_answer():
+    said = b"note: context grew to 16,384 tokens; 212 experts moved to RAM\n"
+    done = run("grows", *HI)
+    assert done.stdout == b"The answer is 42.\n"
+    assert done.stderr.endswith(said)
+    assert done.stderr.count(said) == 1
+    assert said not in run("grows", *HI, "--quiet").stderr
+    assert said in run("grows", *HI, "--json").stderr
+    events = lines(run("grows", *HI, "--jsonl").stdout)
+    assert [event for event in events if event["type"] == "context"] == [
+        {"type": "context", "tokens": 16384, "experts_moved": 212}
+    ]
+
+
 def test_a_seed_is_chosen_and_told_where_none_is_given():
     start, *_, end = lines(run("plain", *HI, "--jsonl").stdout)
     assert isinstance(start["seed"], int)

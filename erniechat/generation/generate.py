@@ -10,6 +10,7 @@ from torch import Tensor
 from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
 from erniechat.model.kv_cache import KVCache
+from erniechat.model.lent_memory import CacheFullError
 from erniechat.model.run_ahead import Drawing, TokenRun
 
 PREFILL_CHUNK = 512  # tokens read between two looks at cancel
@@ -123,7 +124,10 @@ def decode(
         yield token_id
         if token_id in limits.stop_ids or step + 1 == limits.max_tokens or cancelled():
             return
-        logits = model.forward([token_id], kv_cache)[-1]
+        try:
+            logits = model.forward([token_id], kv_cache)[-1]
+        except CacheFullError:
+            return
 
 
 def _drawing(sampler: Sampler, num_tokens: int, seed: int) -> Drawing:
@@ -145,8 +149,7 @@ def _decode_ahead(
     for step in range(limits.max_tokens):
         is_last = step + 1 == limits.max_tokens
         try:
-            if not is_last:
-                run.advance()
+            is_last = is_last or not _advances(run)
             token_id = run.take()
         except Exception:
             # It may have been the last token in the cache that was not computed as it should.
@@ -156,3 +159,12 @@ def _decode_ahead(
         if token_id in limits.stop_ids or is_last or cancelled():
             return
         kv_cache.append_tokens([token_id])
+
+
+def _advances(run: TokenRun) -> bool:
+    """Go on; False if there is no memory for more, which ends the reply as its limit does."""
+    try:
+        run.advance()
+    except CacheFullError:
+        return False
+    return True

@@ -112,11 +112,14 @@ def _assemble_pooled(
     # A shared expert's bias would have to be added in the pool.
     num_shared = 0 if config.use_bias else config.num_shared_experts
     with Uploader(device) as upload:
-        store = (
-            pooled_experts(config, weights, formats, device, upload, num_shared, places, residency)
+        pooled = (
+            pooled_experts(
+                config, weights, formats, device, upload, num_shared, places, dtype, residency
+            )
             if config.moe_layers
             else None
         )
+        store = None if pooled is None else pooled.store
         for name in weights:
             if ".experts." in name or (store and store.has_shared and ".shared." in name):
                 continue
@@ -134,4 +137,5 @@ def _assemble_pooled(
     door: ExpertStore = store or ResidentExpertStore(
         {}, config.num_hidden_layers, formats.linear_backend
     )
-    return Decoder(config, found, door, dtype, step)
+    memory = None if pooled is None else pooled.cache_memory
+    return Decoder(config, found, door, dtype, step, cache_memory=memory)

@@ -10,6 +10,7 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.device_step import CapturedStep
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import causal_attention, gated_mlp, rms_norm, rotary_angles, rotate
+from erniechat.model.lent_memory import LentMemory
 from erniechat.model.native_step import NativeStep
 from erniechat.model.routing import route
 from erniechat.model.run_ahead import Drawing, TokenRun
@@ -47,6 +48,7 @@ class Decoder:
         step: Reads tokens faster, if there is one for this model and device.
         attention: Of the tokens that the step does not read.
         check: Raises if what was computed cannot be used.
+        cache_memory: What a cache shares with experts; None if each takes memory of its own.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Decoder:
         step: CapturedStep | NativeStep | None = None,
         attention: Attention = causal_attention,
         check: Callable[[], None] | None = None,
+        cache_memory: LentMemory | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
@@ -66,11 +69,16 @@ class Decoder:
         self.step = step
         self._attend = attention
         self._check = check or (lambda: None)
+        self.cache_memory = cache_memory
         self.device = weights.embedding.device
 
     def new_kv_cache(self, max_tokens: int) -> KVCache:
-        """An empty cache of this model's shape."""
-        config = self.config
+        """An empty cache of this model's shape.
+
+        The first one shares the experts' memory if that was planned; while it lives, others take
+        memory of their own.
+        """
+        config, memory = self.config, self.cache_memory
         return KVCache(
             config.num_hidden_layers,
             config.num_key_value_heads,
@@ -79,6 +87,7 @@ class Decoder:
             dtype=self.dtype,
             device=self.device,
             at_once=self.device.type == "cuda",  # its memory was planned; growing would need more
+            memory=memory if memory is not None and memory.is_free else None,
         )
 
     @torch.inference_mode()

@@ -54,7 +54,7 @@ class DeviceRun:
     The device is one token ahead of the host: it reads the token chosen last while the host waits
     for its id. Where the host stops there, what the device has computed lies beyond the cache's
     length and is overwritten; experts that it chose were counted. All is in the order of one
-    stream, so a cache that grows is copied after what was launched before has written to it.
+    stream, so a cache that grows is moved after what was launched before has written to it.
 
     Args:
         step: The launches of one token, whose ``token`` is the first one, chosen.
@@ -86,7 +86,7 @@ class DeviceRun:
         """See `TokenRun`.
 
         Raises:
-            ValueError: If the cache has no room for the token.
+            CacheFullError: If the cache has no room for the token; nothing is launched then.
         """
         position = len(self._kv_cache)
         self._kv_cache.reserve(position + 1)

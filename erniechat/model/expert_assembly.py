@@ -1,7 +1,9 @@
 """Routed experts from finished weights into the store that suits where they are to live."""
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,10 +13,12 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.disk_assembly import Residency, cached_experts
 from erniechat.model.family import routed_name
+from erniechat.model.lent_memory import LentMemory
 from erniechat.model.machine_costs import BUCKETS, NUM_MEASURED, row_shares, sharing_costs
 from quant.copy import WeightSource
 from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
+from quant.experts.lending import SlotLender
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated
 from quant.experts.sharing import cpu_shares
@@ -30,6 +34,8 @@ from quant.upload import Uploader
 NUM_STAGED = 16  # experts of a layer that a prompt brings to the GPU ahead of time
 FREE_SLOTS = 2 * NUM_STAGED + 1  # that a pool needs beside its experts if some live elsewhere
 
+RowShares = Callable[[int], Mapping[int, float]]  # by how many experts are in RAM
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertPlaces:
@@ -43,6 +49,10 @@ class ExpertPlaces:
         prompt_cpu_share: Likewise of those of a prompt's chunk and layer.
         num_staged: See `TieredExpertStore`.
         figures: What was measured of this machine, and gets what is measured.
+        cache_tokens: Tokens of a KV cache that has its place behind the experts, and from these
+            on theirs; 0 if it has memory of its own.
+        ram_nbytes: Most bytes of RAM for experts that leave for the cache.
+        ram_free: Bytes of RAM that can be taken at the moment.
     """
 
     ram: Collection[ExpertKey] = ()
@@ -51,6 +61,22 @@ class ExpertPlaces:
     prompt_cpu_share: float | None = None
     num_staged: int = NUM_STAGED
     figures: KeptFigures | None = None
+    cache_tokens: int = 0
+    ram_nbytes: int = 0
+    ram_free: Callable[[], int] = lambda: 0
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether some experts live elsewhere, or may some day."""
+        return bool(self.ram or self.disk or self.cache_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class PooledExperts:
+    """Experts of a model on a GPU, and what a cache may share with them; None if nothing."""
+
+    store: PooledExpertStore
+    cache_memory: LentMemory | None = None
 
 
 def expert_of(weights: WeightSource, layer_idx: int, expert_idx: int) -> ExpertWeights:
@@ -86,9 +112,10 @@ def pooled_experts(
     upload: Uploader,
     num_shared: int,
     places: ExpertPlaces,
+    dtype: torch.dtype,
     residency: Residency | None = None,
-) -> PooledExpertStore:
-    """Every expert where it is to live; shared ones in the GPU's memory.
+) -> PooledExperts:
+    """Every expert where it is to live; shared ones in the GPU's memory, before all others.
 
     Args:
         config: The model's shape; it has layers with experts.
@@ -98,36 +125,67 @@ def pooled_experts(
         upload: Brings weights there.
         num_shared: Shared experts of a layer that the store runs too.
         places: Who lives elsewhere.
+        dtype: Of the KV cache.
         residency: How many of those in the copy are in RAM.
 
     Raises:
         QuantError: If experts must be read from a copy, and there is none.
     """
     elsewhere = {*places.ram, *places.disk}
-    per_layer = config.num_experts + num_shared
-    num_slots = per_layer * len(config.moe_layers) - len(elsewhere)
-    num_slots += FREE_SLOTS if elsewhere else 0
+    num_shared_slots = num_shared * len(config.moe_layers)
+    num_slots = num_shared_slots + config.num_experts * len(config.moe_layers) - len(elsewhere)
+    num_free = FREE_SLOTS if places.has_tiers else 0
     example = expert_of(weights, config.moe_layers[0], 0)
-    pool = ExpertPool(example, num_slots, device)
-    slots = {layer_idx: [NO_SLOT] * per_layer for layer_idx in config.moe_layers}
-    free = iter(range(num_slots))
-    for layer_idx in config.moe_layers:
-        for expert_idx in range(config.num_experts):
-            if ExpertKey(layer_idx, expert_idx) in elsewhere:
-                continue
-            slots[layer_idx][expert_idx] = slot = next(free)
-            pool.write(slot, expert_of(weights, layer_idx, expert_idx), upload)
-        if num_shared:
-            for idx, shared in enumerate(_shared_of(weights, layer_idx, num_shared)):
-                slots[layer_idx][config.num_experts + idx] = slot = next(free)
-                pool.write(slot, shared, upload)
-    if not elsewhere:
-        return PooledExpertStore(
-            pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
+    shape = (2, config.num_hidden_layers, config.num_key_value_heads)
+    cache_nbytes = math.prod(shape) * config.head_dim * dtype.itemsize * places.cache_tokens
+    pool = ExpertPool(example, num_slots + num_free, device, cache_nbytes)
+    slots = _fill(pool, config, weights, upload, num_shared, num_free, elsewhere)
+    if not places.has_tiers:
+        return PooledExperts(
+            PooledExpertStore(
+                pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
+            )
         )
     upload.wait()  # what follows measures the bus
     tail = _tail_of(config, weights, places, residency)
-    return _tiered_experts(config, weights, formats, pool, slots, num_shared, places, tail)
+    store, shares_of = _tiered_experts(
+        config, weights, formats, pool, slots, num_shared, places, tail
+    )
+    if not places.cache_tokens:
+        return PooledExperts(store)
+    lender = SlotLender(store, places.ram_nbytes, places.ram_free, shares_of)
+    memory = LentMemory(pool, lender, shape, config.head_dim, dtype, places.cache_tokens)
+    return PooledExperts(store, memory)
+
+
+def _fill(
+    pool: ExpertPool,
+    config: ModelConfig,
+    weights: WeightSource,
+    upload: Uploader,
+    num_shared: int,
+    num_free: int,
+    elsewhere: Collection[ExpertKey],
+) -> dict[int, list[int]]:
+    """Write a pool: shared experts, slots that stay free, all routed ones that are not elsewhere.
+
+    Returns:
+        By layer index the slots of its routed and then its shared experts.
+    """
+    slots = {i: [NO_SLOT] * (config.num_experts + num_shared) for i in config.moe_layers}
+    free = iter(range(len(pool.data)))
+    for layer_idx in config.moe_layers if num_shared else ():
+        for idx, expert in enumerate(_shared_of(weights, layer_idx, num_shared)):
+            slots[layer_idx][config.num_experts + idx] = slot = next(free)
+            pool.write(slot, expert, upload)
+    for _ in range(num_free):
+        next(free)
+    for layer_idx in config.moe_layers:
+        for expert_idx in range(config.num_experts):
+            if ExpertKey(layer_idx, expert_idx) not in elsewhere:
+                slots[layer_idx][expert_idx] = slot = next(free)
+                pool.write(slot, expert_of(weights, layer_idx, expert_idx), upload)
+    return slots
 
 
 def _tail_of(
@@ -158,8 +216,11 @@ def _tiered_experts(
     num_shared: int,
     places: ExpertPlaces,
     tail: ExpertTail | None,
-) -> TieredExpertStore:
-    """Those that do not live on the GPU, in pinned memory or left to the tail."""
+) -> tuple[TieredExpertStore, RowShares | None]:
+    """Those that do not live on the GPU, in pinned memory or left to the tail.
+
+    Also how a prompt's experts should be shared when others have left, if that is to be decided.
+    """
     host = HostPool(pool, len(places.ram))
     on_cpu: dict[int, list[ExpertWeights | None]] = {
         layer_idx: [None] * config.num_experts for layer_idx in config.moe_layers
@@ -183,10 +244,16 @@ def _tiered_experts(
     if places.cpu_share is not None:
         shares = [round(places.cpu_share * outside) for outside in range(most + 1)]
     of_rows: Mapping[int, float] = dict.fromkeys(BUCKETS, places.prompt_cpu_share or 0.0)
+    shares_of = None
     if places.prompt_cpu_share is None:
         some = [pool.expert_in(row) for row in host.data[:NUM_MEASURED]]
-        of_rows = row_shares(config, figures, some, len(host.data), costs)
-    return TieredExpertStore(
+        if not some and places.cache_tokens:  # measured now, for those that leave later
+            first, count = config.moe_layers[0], min(NUM_MEASURED, config.num_experts)
+            some = [expert_of(weights, first, expert_idx) for expert_idx in range(count)]
+        shares_of = partial(row_shares, config, figures, some, costs=costs)
+        of_rows = shares_of(len(host.data))
+    store = TieredExpertStore(
         pool, host, slots, config.num_hidden_layers, num_shared, formats.linear_backend, server,
         tail, shares, of_rows, places.num_staged, costs=costs,
     )  # fmt: skip
+    return store, shares_of

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from erniechat.model.lent_memory import CacheFullError, Growth, LentMemory
+
 FIRST_CAPACITY = 1024  # tokens; doubled whenever it is full
 
 
@@ -17,7 +19,10 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 class KVCache:
-    """Grows by doubling up to the context length; keys are stored after their rotation.
+    """Grows up to the context length; keys are stored after their rotation.
+
+    On its own it doubles. Of a memory that it shares with experts it gets what these leave, and
+    is laid out anew in place.
 
     Args:
         num_layers: Layers of the model.
@@ -27,6 +32,7 @@ class KVCache:
         dtype: Of keys and values.
         device: Where they are.
         at_once: Take the memory of the whole context now.
+        memory: To share with experts; else it takes memory of its own.
     """
 
     def __init__(
@@ -39,9 +45,14 @@ class KVCache:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | None = None,
         at_once: bool = False,
+        memory: LentMemory | None = None,
     ) -> None:
         self.max_tokens = max_tokens
         self.token_ids: list[int] = []  # what the cache holds, in order
+        self._memory = memory
+        if memory is not None:
+            self._data = memory.begin(self)
+            return
         capacity = max_tokens if at_once else min(FIRST_CAPACITY, max_tokens)
         shape = (2, num_layers, num_key_value_heads, capacity, head_dim)
         self._data = torch.empty(shape, dtype=dtype, device=device)
@@ -80,7 +91,7 @@ class KVCache:
         """Make room for tokens whose keys and values `store` then brings.
 
         Raises:
-            ValueError: If they exceed max_tokens; callers check the length of a prompt before.
+            CacheFullError: See `reserve`; callers check the length of a prompt before.
         """
         self.reserve(len(self.token_ids) + len(input_ids))
         self.token_ids.extend(input_ids)
@@ -89,19 +100,54 @@ class KVCache:
         """Make room for so many tokens in all. What the cache holds so far is kept.
 
         Raises:
-            ValueError: If they exceed max_tokens.
+            CacheFullError: If they exceed max_tokens, or there is no memory for them: then
+                max_tokens becomes what there is room for.
         """
         if needed > self.max_tokens:
-            raise ValueError(f"{needed} tokens do not fit into a cache of {self.max_tokens}")
+            raise CacheFullError(f"{needed} tokens do not fit into a cache of {self.max_tokens}")
         capacity = self._data.shape[3]
-        while capacity < needed:
-            capacity = min(2 * capacity, self.max_tokens)
-        if capacity > self._data.shape[3]:
-            shape = (*self._data.shape[:3], capacity, self._data.shape[4])
-            grown = torch.empty(shape, dtype=self._data.dtype, device=self._data.device)
-            # All of it: a device may be ahead of token_ids.
-            grown[:, :, :, : self._data.shape[3]] = self._data
-            self._data = grown
+        if needed <= capacity:
+            return
+        if self._memory is None:
+            self._move_to(_doubled(capacity, needed, self.max_tokens))
+            return
+        try:
+            new_capacity = self._memory.make_room(needed, self.max_tokens)
+        except CacheFullError:
+            self.max_tokens = capacity
+            raise
+        self._lay_out(self._memory, new_capacity, capacity)
+
+    def shrink(self, needed: int) -> None:
+        """Let experts return to what a conversation that needs so few tokens does not."""
+        if self._memory is None:
+            return
+        capacity = self._data.shape[3]
+        new_capacity = self._memory.smaller(capacity, max(needed, len(self)))
+        if new_capacity < capacity:
+            self._lay_out(self._memory, new_capacity, len(self))
+            self._memory.give_back(new_capacity)
+
+    def take_growth(self) -> Growth | None:
+        """Once, what experts have left it since this was asked last."""
+        return None if self._memory is None else self._memory.take_news()
+
+    @property
+    def most_tokens(self) -> int | None:
+        """What it could hold in the memory that it shares; None if it has its own."""
+        return None if self._memory is None else self._memory.most_tokens
+
+    def _lay_out(self, memory: LentMemory, new_capacity: int, num_held: int) -> None:
+        held, self.token_ids = self.token_ids, []  # broken off half-way it holds nothing
+        self._data = memory.lay_out(self._data.shape[3], new_capacity, num_held)
+        self.token_ids = held
+
+    def _move_to(self, capacity: int) -> None:
+        shape = (*self._data.shape[:3], capacity, self._data.shape[4])
+        grown = torch.empty(shape, dtype=self._data.dtype, device=self._data.device)
+        # All of it: a device may be ahead of token_ids.
+        grown[:, :, :, : self._data.shape[3]] = self._data
+        self._data = grown
 
     def stored(self, data: bytes, num_tokens: int) -> Tensor:
         """Keys and values of tokens in the form of `data`, from their bytes."""
@@ -149,3 +195,13 @@ class KVCache:
         self._data[0, layer_idx, :, begin:end] = keys
         self._data[1, layer_idx, :, begin:end] = values
         return self._data[0, layer_idx, :, :end], self._data[1, layer_idx, :, :end]
+
+
+def _doubled(capacity: int, needed: int, most: int) -> int:
+    """The next capacity, of which the old one is at most half: while it is copied, both are held.
+
+    Memory that no token was written to yet takes no place, so the last step may be a long one.
+    """
+    while capacity < needed:
+        capacity = 2 * capacity if 4 * capacity <= most else most
+    return capacity

@@ -70,8 +70,8 @@ def row_shares(
         return {}
     native = NativeBackend()
     per_layer = num_pinned / len(config.moe_layers)
-    shares = {}
-    for size in BUCKETS:
+    shares = dict.fromkeys(BUCKETS, 0.0)
+    for size in BUCKETS if num_pinned else ():
         seconds = expert_seconds(config, figures, native, experts, size)
         shares[size] = row_share(per_layer, experts[0].nbytes, costs.bus, seconds)
     return shares

@@ -35,6 +35,9 @@ class TokenRun(Protocol):
 
         Neither waits for the device. The cache does not count the token before its id is known
         and appended; if it never is, what was computed is overwritten.
+
+        Raises:
+            CacheFullError: If the cache has no room for it.
         """
         ...
 

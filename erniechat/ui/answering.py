@@ -8,6 +8,7 @@ from erniechat.errors import ErnieChatError
 from erniechat.events import TurnEnd
 from erniechat.ui.failure import describe
 from erniechat.ui.prompt import Prompt
+from erniechat.ui.reply import growth_line
 from erniechat.ui.reply_view import ReplyView
 from erniechat.ui.result import end_line, length_note
 from erniechat.ui.session import Session, Turn
@@ -145,6 +146,8 @@ class Answerer:
             self._screen.note(f"Done, {count(end.usage.answer)} tokens.")
         elif not self._screen.quiet:
             self._screen.note(view.summary(end))
+        if record.growth is not None and not self._screen.quiet:
+            self._screen.note(growth_line(record.growth))
         if end.finish_reason == "length":
             limit = session.settings.sampling.max_tokens
             note = length_note(limit, session.backend.info.context_length)

@@ -93,7 +93,8 @@ def _raised(session: Session, needed: int) -> list[Choice]:
     if wanted < needed:
         return []
     more = gib((wanted - info.context_length) * info.kv_nbytes_per_token)
-    text = f"raise the context to {count(wanted)} (+{more} when it is full)"
+    cost = "experts leave the GPU for it" if info.planned_context else f"+{more} when it is full"
+    text = f"raise the context to {count(wanted)} ({cost})"
     return [Choice(text, lambda: session.backend.raise_context(wanted))]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from erniechat.events import (
     BudgetReached,
+    ContextGrown,
     Progress,
     StreamEvent,
     TextDelta,
@@ -21,6 +22,7 @@ from erniechat.ui.reply import (
     ReplyRecord,
     call_arguments,
     call_json,
+    growth_line,
     thinking_line,
     thought_line,
 )
@@ -146,11 +148,15 @@ class TextPresenter:
             self._terminal.line(thought_line(elapsed, tokens, reached))
 
     def finish(self) -> None:
-        """Calls and the last newline."""
+        """Calls and the last newline; then what the answer has cost."""
         self._end_thinking()
         self._terminal.live.wipe()
-        if self._silent:
-            return
+        if not self._silent:
+            self._end_answer()
+        if self.record.growth is not None:
+            self._terminal.note(growth_line(self.record.growth))
+
+    def _end_answer(self) -> None:
         if self._view is not None:
             self._view.close()
             self.out.at_line_start = True
@@ -200,6 +206,8 @@ class JsonlPresenter:
                     self.say("text", text=text)
                 case BudgetReached(num_tokens):
                     self.say("budget", tokens=num_tokens)
+                case ContextGrown(num_tokens, num_experts):
+                    self.say("context", tokens=num_tokens, experts_moved=num_experts)
                 case ToolCall():
                     arguments = call_arguments(event)
                     self.say("tool_call", id=event.id, name=event.name, arguments=arguments)

@@ -23,7 +23,7 @@ from erniechat.ui.screen import Screen, make_screen
 from erniechat.ui.session import Session, Turn
 from erniechat.ui.settings import Settings
 from erniechat.ui.signals import Interrupted
-from erniechat.ui.stats import stats_tables, toolbar_text
+from erniechat.ui.stats import context_text, stats_tables, toolbar_text
 from erniechat.ui.terminal import Terminal
 from erniechat.ui.text import count, exchanges
 from erniechat.ui.tool_commands import ToolCommand
@@ -179,7 +179,7 @@ class Repl:
             "always": "thinks before it answers",
             "switchable": "can think",
         }
-        parts = [info.model, info.quant, info.device, f"context {count(info.context_length)}"]
+        parts = [info.model, info.quant, info.device, context_text(info)]
         if info.has_chat_template:
             parts.append(thinks[info.thinking])
         if self._screen.quiet:

@@ -7,6 +7,7 @@ from typing import Any
 
 from erniechat.events import (
     BudgetReached,
+    ContextGrown,
     Progress,
     StreamEvent,
     TextDelta,
@@ -26,6 +27,7 @@ class ReplyRecord:
     end: TurnEnd | None = None
     num_thinking_deltas: int = 0
     budget_reached: bool = False
+    growth: ContextGrown | None = None
     started_at: float = field(default_factory=time.monotonic)
 
     def add(self, event: StreamEvent) -> None:
@@ -40,6 +42,9 @@ class ReplyRecord:
                 self.calls.append(event)
             case BudgetReached():
                 self.budget_reached = True
+            case ContextGrown(num_tokens, num_experts):
+                before = self.growth.num_experts if self.growth else 0
+                self.growth = ContextGrown(num_tokens, before + num_experts)
             case TurnEnd():
                 self.end = event
             case Progress():
@@ -105,3 +110,9 @@ def thought_line(seconds: str, num_tokens: int, budget_reached: bool = False) ->
     """The line that stays once it has thought."""
     end = " (budget)" if budget_reached else ""
     return f"thought for {seconds} · {num_tokens:,} tok{end}"
+
+
+def growth_line(growth: ContextGrown) -> str:
+    """The line that says what a longer conversation has cost."""
+    experts = "1 expert" if growth.num_experts == 1 else f"{growth.num_experts:,} experts"
+    return f"context grew to {growth.num_tokens:,} tokens; {experts} moved to RAM"

@@ -10,6 +10,7 @@ from erniechat.ui.reply import trimmed
 from erniechat.ui.screen import plain_table
 from erniechat.ui.session import Session
 from erniechat.ui.settings import BUILT_IN
+from erniechat.ui.stats import context_text
 from erniechat.ui.text import count, gib, seconds
 from erniechat.ui.thoughts import show_thoughts
 
@@ -171,7 +172,7 @@ def model_command(session: Session, argument: str) -> None:
         raise UsageError(
             "the model is chosen when the program starts", back or f"erniechat -m {argument}"
         )
-    parts = [info.model, info.quant, info.device, f"context {count(info.context_length)}"]
+    parts = [info.model, info.quant, info.device, context_text(info)]
     session.screen.line(" · ".join(parts))
     held = f"weights {gib(memory.weights_nbytes)} · loaded in {seconds(info.load_seconds)}"
     session.screen.note(held)

@@ -3,7 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
-from erniechat.backend import ExpertUse
+from erniechat.backend import ExpertUse, ModelInfo
 from erniechat.events import TurnEnd
 from erniechat.ui.attachments import attached_text
 from erniechat.ui.screen import plain_table
@@ -53,7 +53,10 @@ def _facts(session: Session, end: TurnEnd | None) -> Table:
     used, whole = session.num_context_tokens, info.context_length
     table = plain_table()
     table.add_row()
-    table.add_row("context", f"{count(used)} of {count(whole)} tok ({percent(used, whole)})")
+    context = f"{count(used)} of {count(whole)} tok ({percent(used, whole)})"
+    if 0 < info.planned_context < whole:
+        context += f" · beyond {count(info.planned_context)} experts leave the GPU"
+    table.add_row("context", context)
     held = [f"weights {gib(memory.weights_nbytes)}", f"cache {gib(memory.kv_cache_nbytes)}"]
     if memory.gpu_peak_nbytes:
         held.append(f"gpu {gib(memory.gpu_nbytes)} (peak {gib(memory.gpu_peak_nbytes)})")
@@ -65,6 +68,13 @@ def _facts(session: Session, end: TurnEnd | None) -> Table:
     if end is not None:
         table.add_row("seed", f"{end.seed} · /set seed {end.seed} repeats the last answer")
     return table
+
+
+def context_text(info: ModelInfo) -> str:
+    """How long a conversation may be: ``context 4,096``, and what is planned where it may grow."""
+    if 0 < info.planned_context < info.context_length:
+        return f"context {count(info.planned_context)}, grows to {count(info.context_length)}"
+    return f"context {count(info.context_length)}"
 
 
 def experts_text(use: ExpertUse) -> str:
@@ -106,6 +116,7 @@ def toolbar_text(session: Session, width: int, typed: str = "") -> str:
         parts.insert(0, f"+{count(tokens)} tok of files (ctx {share})")
     used = memory.gpu_nbytes or memory.host_nbytes
     rest = info.context_length * info.kv_nbytes_per_token - memory.kv_cache_nbytes
+    rest = 0 if info.planned_context else rest  # experts make room for it
     full = f" → {gib(used + rest)} at full ctx" if rest > 0.05 * used else ""
     if memory.gpu_nbytes:
         parts.append(f"gpu {gib(memory.gpu_nbytes)}{full}")

@@ -45,6 +45,10 @@ class ExpertAdapter:
         self._recent = RecentCounts(zeros if prior is None else prior, prior_tokens)
         self.num_swaps = 0
 
+    def hits(self, key: ExpertKey) -> float:
+        """How much an expert is used, the older the lighter."""
+        return self._recent.counts[key.layer_idx][key.expert_idx]
+
     def adapt(self, num_tokens: int) -> int:
         """Move what should move; returns the number of experts that came to the GPU.
 

@@ -17,6 +17,7 @@ from quant.kernels.triton.backend import ExpertTable
 from quant.tensor import QuantTensor, concat_rows
 
 ALIGNMENT = 128
+TAIL_ALIGNMENT = 512  # as an allocation begins
 NO_SLOT = -(2**62)  # of an expert that the GPU cannot address
 Upload = Callable[[Tensor, Tensor], None]
 
@@ -69,13 +70,17 @@ class ExpertPool:
         example: An expert of that shape and format, on any device.
         num_slots: Experts that it holds.
         device: Where.
+        tail_nbytes: Bytes that something else needs behind the slots.
 
     Attributes:
         data: uint8 ``[num_slots, slot_nbytes]``.
+        block: uint8 ``[bytes]``, the slots and what is behind them; its end is aligned.
         offsets: Where in a slot each part begins, by ``gate_up`` or ``down`` and its name.
     """
 
-    def __init__(self, example: ExpertWeights, num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self, example: ExpertWeights, num_slots: int, device: torch.device, tail_nbytes: int = 0
+    ) -> None:
         self._example = example
         self.offsets: dict[tuple[str, str], int] = {}
         end = 0
@@ -83,7 +88,9 @@ class ExpertPool:
             for name, part in getattr(example, matrix).parts.items():
                 self.offsets[matrix, name] = end
                 end += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-        self.data = torch.empty(num_slots, end, dtype=torch.uint8, device=device)
+        nbytes = -(-(num_slots * end + tail_nbytes) // TAIL_ALIGNMENT) * TAIL_ALIGNMENT
+        self.block = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.data = self.block[: num_slots * end].view(num_slots, end)
 
     @property
     def slot_nbytes(self) -> int:

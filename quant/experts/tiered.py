@@ -46,6 +46,9 @@ class TieredExpertStore(PooledExpertStore):
 
     Attributes:
         costs: As given, for whoever decides which experts move.
+        spare: A slot of the GPU's that nobody is in, for the next exchange.
+        staging: Slots that a prompt's chunk brings experts to.
+        num_usable: Slots of the GPU's for experts; those from here on are lent to something else.
         cpu_share: int32 on the device.
         decode_hits: int64 ``[2]`` on the device: experts that decoded tokens found in the GPU's
             memory, and such that they read through the bus.
@@ -86,7 +89,8 @@ class TieredExpertStore(PooledExpertStore):
                 f"a pool with {len(spare)} free slots cannot exchange experts and stage "
                 f"{num_staged}; give it {1 + 2 * num_staged}"
             )
-        self._spare, self._staging = spare[0], spare[1:]
+        self.spare, self.staging = spare[0], spare[1 : 1 + 2 * num_staged]
+        self.num_usable = len(pool.data)
         device = pool.data.device
         self.cpu_share = torch.tensor(cpu_share, dtype=torch.int32, device=device)
         self.decode_hits = torch.zeros(2, dtype=torch.int64, device=device)
@@ -118,7 +122,7 @@ class TieredExpertStore(PooledExpertStore):
     def nbytes(self) -> int:
         """See `ExpertStore.nbytes`; those of the tail as far as they are in RAM."""
         tail = 0 if self.tail is None else self.tail.nbytes
-        return self.pool.data.nbytes + self.host.data.nbytes + tail
+        return self.num_usable * self.pool.slot_nbytes + self.host.nbytes + tail
 
     @property
     def resident(self) -> set[ExpertKey]:
@@ -136,7 +140,22 @@ class TieredExpertStore(PooledExpertStore):
 
     def is_pinned(self, key: ExpertKey) -> bool:
         """Whether an expert is in pinned memory."""
-        return self.host.row(self._slot(key)) is not None
+        return self.host.holds(self.slot(key))
+
+    @property
+    def pinned(self) -> set[ExpertKey]:
+        """The routed experts in pinned memory."""
+        return {
+            ExpertKey(layer_idx, expert_idx)
+            for layer_idx, layer in self._slot_of.items()
+            for expert_idx, slot in enumerate(layer[: self._num_routed])
+            if self.host.holds(slot)
+        }
+
+    @property
+    def shared_slots(self) -> set[int]:
+        """Slots of the shared experts."""
+        return {slot for layer in self._slot_of.values() for slot in layer[self._num_routed :]}
 
     @property
     def _num_routed(self) -> int:
@@ -189,31 +208,61 @@ class TieredExpertStore(PooledExpertStore):
         self._publish({key.layer_idx for pair in pairs for key in pair})
 
     def _swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
-        up, down = self._slot(promoted), self._slot(demoted)
-        row = self.host.row(up)
+        up, down = self.slot(promoted), self.slot(demoted)
         if self.tail is not None and self.tail.is_near(promoted) and 0 <= down < self.num_slots:
             self._swap_with_tail(self.tail, promoted, demoted)
             return
-        if row is None or not 0 <= down < self.num_slots:
+        if not self.host.holds(up) or not 0 <= down < self.num_slots:
             raise QuantError(f"{promoted} is not in RAM or {demoted} not on the GPU")
-        self.pool.data[self._spare].copy_(self.host.data[row])
-        self.host.data[row].copy_(self.pool.data[down])
-        self._slot_of[promoted.layer_idx][promoted.expert_idx] = self._spare
-        self._slot_of[demoted.layer_idx][demoted.expert_idx] = up
-        self._spare = down
-        self.server.forget(*promoted)  # or it would be found here once it has left for the disk
-        self.server.place(*demoted, self.pool.expert_in(self.host.data[row]))
+        self._carry(promoted, self.spare)
+        self._carry(demoted, up)
+        self.spare = down
 
     def _swap_with_tail(self, tail: ExpertTail, promoted: ExpertKey, demoted: ExpertKey) -> None:
         """Nothing is copied back: whoever leaves the GPU is read from the copy, beside the rest."""
-        self.pool.write(self._spare, tail.take(promoted), _copy)
-        self._slot_of[promoted.layer_idx][promoted.expert_idx] = self._spare
-        self._spare = self._slot(demoted)
+        self.pool.write(self.spare, tail.take(promoted), _copy)
+        self._slot_of[promoted.layer_idx][promoted.expert_idx] = self.spare
+        self.spare = self.slot(demoted)
         self._slot_of[demoted.layer_idx][demoted.expert_idx] = NO_SLOT
         tail.exchange(promoted, demoted)
 
-    def _slot(self, key: ExpertKey) -> int:
+    def slot(self, key: ExpertKey) -> int:
+        """What kernels call the place of an expert."""
         return self._slot_of[key.layer_idx][key.expert_idx]
+
+    def carry_all(self, moves: Sequence[tuple[ExpertKey, int]]) -> None:
+        """Bring experts to slots that nobody is in by then, one after the other.
+
+        The slots are the GPU's or the host's, as are those that they are in. Waits for the device.
+        """
+        if not moves:
+            return
+        self._settle_hits()
+        try:
+            for key, slot in moves:
+                self._carry(key, slot)
+        finally:  # what was interrupted is where it was, and what was done before is done
+            self._publish({key.layer_idx for key, _ in moves})
+
+    def _carry(self, key: ExpertKey, slot: int) -> None:
+        here, there = self._memory(self.slot(key)), self._memory(slot)
+        there.copy_(here)
+        self._slot_of[key.layer_idx][key.expert_idx] = slot
+        if self.host.holds(slot):
+            self.server.place(*key, self.pool.expert_in(there))
+        else:
+            self.server.forget(*key)
+
+    def _memory(self, slot: int) -> Tensor:
+        """Of a slot that kernels can address."""
+        hosted = self.host.at(slot)
+        return self.pool.data[slot] if hosted is None else hosted
+
+    def share_rows(self, row_shares: Mapping[int, float]) -> None:
+        """Change the shares of a prompt's experts that the CPU runs, for sizes known already."""
+        self._row_shares = {size: row_shares[size] for size in self._row_shares}
+        for layer_idx in self._slot_of:
+            self._publish_prompts(layer_idx)
 
     def _publish(self, layers: set[int]) -> None:
         """Bring the tables of layers to the device; whatever runs next finds the new places."""
@@ -230,7 +279,7 @@ class TieredExpertStore(PooledExpertStore):
         """
         counts = self._counts_before[layer_idx].tolist()
         slots = list(self._slot_of[layer_idx])
-        pinned = [i for i in range(self._num_routed) if self.host.row(slots[i]) is not None]
+        pinned = [i for i in range(self._num_routed) if self.host.holds(slots[i])]
         pinned.sort(key=lambda expert_idx: (counts[expert_idx], -expert_idx))
         for size, share in self._row_shares.items():
             mask = torch.zeros(self._num_routed, dtype=torch.int8)
@@ -240,7 +289,7 @@ class TieredExpertStore(PooledExpertStore):
         first, size = self.pool.data.data_ptr(), self.pool.slot_nbytes
         parity = list(self._slot_of).index(layer_idx) % 2
         for place, expert_idx in enumerate(pinned[::-1][: len(sources)]):
-            target = self._staging[parity * len(sources) + place]
+            target = self.staging[parity * len(sources) + place]
             sources[place], targets[place] = first + slots[expert_idx] * size, first + target * size
             slots[expert_idx] = target
         self.stage_sources[layer_idx].copy_(sources)

@@ -152,6 +152,14 @@ def test_a_reply_that_fills_the_context_does_not_run_beyond_it():
     assert held(kv_cache) == list(range(1, 12))
 
 
+@pytest.mark.parametrize("kind", [Device, HostOnly])
+def test_where_memory_ends_before_the_context_does_the_reply_ends_too(kind):
+    device, kv_cache = kind(), new_cache(max_tokens=6)
+    written = reply(device, kv_cache, [1, 2, 3], Limits(NO_STOP, 99, NUM_TOKENS))
+    assert written == [4, 5, 6, 7]
+    assert held(kv_cache) == kv_cache.token_ids == [1, 2, 3, 4, 5, 6]
+
+
 def test_turns_reuse_what_earlier_ones_computed_but_not_what_was_run_ahead():
     device, kv_cache = Device(), new_cache()
     first = reply(device, kv_cache, [5, 6], Limits({9}, 99, NUM_TOKENS))

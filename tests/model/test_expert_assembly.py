@@ -80,7 +80,9 @@ def known() -> KeptFigures:
 
 def build(copy, formats, places: ExpertPlaces, residency: Residency | None = None):
     with Uploader(CPU) as upload:
-        return pooled_experts(CONFIG, copy, formats, CPU, upload, 1, places, residency)
+        return pooled_experts(
+            CONFIG, copy, formats, CPU, upload, 1, places, torch.bfloat16, residency
+        ).store
 
 
 def test_each_expert_is_where_it_should_be(copy, formats):

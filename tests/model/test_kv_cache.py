@@ -18,7 +18,7 @@ from tests.model.checkpoints import (
 TOLERANCE = 1e-4  # of logits in float32; sums over other chunks are rounded otherwise
 
 
-def cache_of(max_tokens: int = 4000, dtype: torch.dtype = torch.float32) -> KVCache:
+def cache_of(max_tokens: int = 4096, dtype: torch.dtype = torch.float32) -> KVCache:
     return KVCache(2, 1, 4, max_tokens, dtype=dtype)
 
 
@@ -64,6 +64,15 @@ def test_it_grows_no_further_than_the_context():
     fill(cache, ids)
     assert cache.nbytes == 2 * 2 * 1 * (FIRST_CAPACITY + 10) * 4 * 4
     assert held(cache, 0) == ids
+
+
+def test_while_it_grows_it_and_its_copy_hold_no_more_than_the_context():
+    """The memory of the whole context was planned, and no more."""
+    for max_tokens in range(1, 40_000, 700):
+        cache = cache_of(max_tokens)
+        while (capacity := cache.storage[1]) < max_tokens:
+            cache.reserve(capacity + 1)
+            assert 2 * capacity <= max(max_tokens, 2 * FIRST_CAPACITY)
 
 
 def test_a_small_context_takes_no_more_than_itself():

@@ -19,7 +19,7 @@ from erniechat.errors import (
     StructureError,
     TimeLimitError,
 )
-from erniechat.events import Progress, TextDelta, ToolCall, TurnEnd, Usage
+from erniechat.events import ContextGrown, Progress, TextDelta, ToolCall, TurnEnd, Usage
 from erniechat.options import BenchOptions, LoadOptions
 from tests.fakes import INFO, FakeBackend, Pause, Script, thinking, words
 from tests.ui.markdown_documents import PROGRAM
@@ -55,6 +55,7 @@ SCENARIOS: dict[str, list[Script]] = {
     "slow": [words(POEM, 0.15), words("Then a short one.")],
     "endless": [[step for _ in range(2000) for step in words("line of text\n", 0.01)]],
     "thinks": [[*thinking("Let me think about it now", 0.1), *words(POEM)]],
+    "grows": [[*words("The answer"), ContextGrown(16384, 212), *words(" is 42.")]],
     "thinks-long": [[*thinking("hmm " * 300, 0.05), *words(POEM)]],
     "evil": [words("\x1b[2Jwiped \x9bm \x07bell")],
     "stuck": [[*words("So it begins"), Pause(60, stuck=True)]],

@@ -111,6 +111,19 @@ def test_stats_hold_tokens_times_context_memory_and_seed(keys: PipeInput):
     assert "/set seed 7 repeats the last answer" in page
 
 
+def test_a_context_that_may_grow_says_from_where_on(keys: PipeInput):
+    chat = Chat(keys, [words("x")], width=100)
+    info = dataclasses.replace(
+        chat.backend.info, kv_nbytes_per_token=1 << 20, context_length=60_000
+    )
+    chat.backend.info = info
+    assert "→ 60.5 GiB at full ctx" in toolbar_text(chat.session, 80)
+    chat.backend.info = dataclasses.replace(info, planned_context=8192)
+    assert "at full ctx" not in toolbar_text(chat.session, 80)  # experts make room for it
+    assert "of 60,000 tok (0 %) · beyond 8,192 experts leave the GPU" in chat.type("/stats")
+    assert "context 8,192, grows to 60,000" in chat.out.getvalue()
+
+
 def test_help_fits_a_screen_and_knows_each_command(keys: PipeInput):
     out = Chat(keys, [], width=80).type("/help")
     assert len(out.split("goodbye")[0].splitlines()) <= 24

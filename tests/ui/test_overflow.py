@@ -136,6 +136,12 @@ def test_an_answer_that_is_gone_on_with_is_counted(chat: Choosing) -> None:
     assert chat.session.messages[-1] == part
 
 
+def test_raising_a_context_that_experts_make_room_for_says_so(chat: Choosing) -> None:
+    chat.backend.info = dataclasses.replace(SMALL, planned_context=50)
+    texts = [choice.text for choice in find_choices(chat.session, Turn("w"), 61)]
+    assert texts[0] == "raise the context to 4,096 (experts leave the GPU for it)"
+
+
 def test_what_fits_is_sent_without_a_question(keys: PipeInput) -> None:
     chat = Chat(keys, [words("Fine.")], info=SMALL)
     chat.type(" ".join(["w"] * (60 - 15 - 3)))

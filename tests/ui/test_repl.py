@@ -12,7 +12,7 @@ from rich.console import Console
 
 from erniechat.chat.conversation import Message
 from erniechat.errors import ContextLengthError, MemoryLimitError
-from erniechat.events import ToolCall, TurnEnd, Usage
+from erniechat.events import ContextGrown, ToolCall, TurnEnd, Usage
 from erniechat.ui.prompt import LinePrompt
 from erniechat.ui.repl import Repl
 from erniechat.ui.screen import Screen
@@ -64,6 +64,14 @@ def test_an_answer_its_numbers_and_the_goodbye(keys: PipeInput):
         Message("user", "What is it?"),
         Message("assistant", "The answer is 42."),
     ]
+
+
+def test_a_context_that_grew_is_a_line_under_the_answer(keys: PipeInput):
+    grown = [ContextGrown(12_000, 30), *words("Fine."), ContextGrown(16_384, 1)]
+    assert Chat(keys, [grown]).type("What is it?") == (
+        "\nFine.\n\n1 tok · 0.2 tok/s\n"
+        "context grew to 16,384 tokens; 31 experts moved to RAM\n\ngoodbye · 1 exchange\n"
+    )
 
 
 def test_the_next_turn_sees_the_whole_conversation(keys: PipeInput):

@@ -1,0 +1,186 @@
+"""Slots at the end of a GPU's pool, lent to a KV cache: the coldest experts leave, and return."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from quant.errors import QuantError
+from quant.experts.placement import ExpertKey
+from quant.experts.tiered import TieredExpertStore
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What must happen before the slots of a pool from some number on are free.
+
+    Attributes:
+        leaving: Experts that leave the GPU's memory, the coldest first.
+        moving: Then, in this order, experts and the slots that they go to within it.
+        spare: The slot that is kept free for exchanges.
+    """
+
+    leaving: tuple[ExpertKey, ...]
+    moving: tuple[tuple[ExpertKey, int], ...]
+    spare: int
+
+
+def plan_departure(
+    resident: Mapping[ExpertKey, int],
+    fixed: Collection[int],
+    spare: int,
+    num_kept: int,
+    hits: Callable[[ExpertKey], float],
+) -> Departure:
+    """Who leaves so that all slots from num_kept on are free: the fewest and the coldest.
+
+    Args:
+        resident: Slots of the routed experts that may leave.
+        fixed: Slots that stay as they are.
+        spare: The slot that is free for exchanges now.
+        num_kept: Slots that are kept.
+        hits: How much an expert is used; of equals the last of each layer leaves first.
+
+    Raises:
+        QuantError: If what cannot leave is in the way.
+    """
+    in_the_way = sum(slot >= num_kept for slot in fixed)
+    num_places = num_kept - len(fixed) - 1
+    if in_the_way or num_places < 0:
+        raise QuantError(f"{num_kept} slots do not hold what cannot leave the GPU's memory")
+    # Of experts that are used alike not a whole layer leaves, but some of every one.
+    order = sorted(resident, key=lambda key: (hits(key), -key.expert_idx, -key.layer_idx))
+    num_leaving = max(0, len(order) - num_places)
+    leaving, staying = order[:num_leaving], order[num_leaving:]
+    used = {*fixed, *(resident[key] for key in staying)}
+    holes = iter([slot for slot in range(num_kept) if slot not in used])
+    spare = spare if spare < num_kept else next(holes)
+    moving = []
+    for key in sorted(staying, key=resident.__getitem__):
+        if resident[key] >= num_kept:
+            moving.append((key, next(hole for hole in holes if hole != spare)))
+    return Departure(tuple(leaving), tuple(moving), spare)
+
+
+class SlotLender:
+    """Lends the last slots of a store's pool, and takes them back.
+
+    Args:
+        store: Whose experts leave and return.
+        ram_nbytes: Most bytes of RAM for experts that leave.
+        ram_free: Bytes of RAM that can be taken at the moment.
+        row_shares: By how many experts are in pinned memory, what `TieredExpertStore` calls
+            row_shares; None leaves those.
+
+    Attributes:
+        hits: How much an expert is used; by default what the store has counted.
+    """
+
+    def __init__(
+        self,
+        store: TieredExpertStore,
+        ram_nbytes: int,
+        ram_free: Callable[[], int],
+        row_shares: Callable[[int], Mapping[int, float]] | None = None,
+    ) -> None:
+        self._store = store
+        self._ram_nbytes, self._ram_free = ram_nbytes, ram_free
+        self._row_shares = row_shares
+        self.hits: Callable[[ExpertKey], float] | None = None
+
+    @property
+    def num_usable(self) -> int:
+        """Slots that are not lent."""
+        return self._store.num_usable
+
+    @property
+    def least_slots(self) -> int:
+        """Slots that cannot be lent, however little room the experts have elsewhere."""
+        store = self._store
+        fixed = self._fixed()
+        # New memory is a slot larger than what it holds.
+        room = store.host.num_free + max(0, self._ram_room // store.pool.slot_nbytes - 1)
+        least = len(store.resident) + len(fixed) + 1 - room
+        return max(least, len(fixed) + 1, max(fixed, default=-1) + 1)
+
+    def lend(self, num_kept: int) -> int:
+        """Let go of all slots from num_kept on; returns how many experts left for RAM.
+
+        Raises:
+            QuantError: If that cannot be; then everything is as it was.
+        """
+        store = self._store
+        if num_kept >= store.num_usable:
+            return 0
+        departure = plan_departure(
+            {key: store.slot(key) for key in store.resident},
+            self._fixed(),
+            store.spare,
+            num_kept,
+            self._known_hits(),
+        )
+        num_new = len(departure.leaving) - store.host.num_free
+        needed = (num_new + 1) * store.pool.slot_nbytes if num_new > 0 else 0
+        if needed > self._ram_room:
+            raise QuantError(
+                f"{num_new} experts of {store.pool.slot_nbytes:,} bytes more do not fit into RAM"
+            )
+        places = store.host.take(len(departure.leaving))
+        try:
+            store.carry_all([*zip(departure.leaving, places, strict=True), *departure.moving])
+        except BaseException:  # Ctrl-C too: who has left by then is where it went
+            store.host.give_back(set(places) - self._slots(store.pinned))
+            raise
+        store.spare = departure.spare
+        store.num_usable = num_kept
+        self._share_rows()
+        return len(departure.leaving)
+
+    def take_back(self, num_usable: int) -> int:
+        """Have slots up to num_usable for experts again; returns how many came back from RAM."""
+        store = self._store
+        store.num_usable = max(store.num_usable, min(num_usable, len(store.pool.data)))
+        taken = {*self._fixed(), store.spare, *self._slots(store.resident)}
+        free = [slot for slot in range(store.num_usable) if slot not in taken]
+        hits = self._known_hits()
+        pinned = sorted(store.pinned, key=lambda key: (-hits(key), key))[: len(free)]
+        left = self._slots(pinned)
+        try:
+            store.carry_all(list(zip(pinned, free, strict=False)))
+        finally:
+            store.host.give_back(left - self._slots(store.pinned))
+        self._tidy()
+        self._share_rows()
+        return len(pinned)
+
+    def _tidy(self) -> None:
+        """Experts that stay in RAM fill what was there first, so that the rest of it can go."""
+        store = self._store
+        moves = []
+        for key in sorted(store.pinned):
+            if (place := store.host.trade(store.slot(key))) is not None:
+                moves.append((key, place))
+        touched = {slot for key, place in moves for slot in (store.slot(key), place)}
+        try:
+            store.carry_all(moves)
+        finally:
+            store.host.give_back(touched - self._slots(store.pinned))
+
+    @property
+    def _ram_room(self) -> int:
+        return min(self._ram_nbytes - self._store.host.added_nbytes, self._ram_free())
+
+    def _slots(self, keys: Iterable[ExpertKey]) -> set[int]:
+        return {self._store.slot(key) for key in keys}
+
+    def _known_hits(self) -> Callable[[ExpertKey], float]:
+        counts = self._store.counts
+        return self.hits or (lambda key: float(counts[key]))
+
+    def _share_rows(self) -> None:
+        """Let CPU and bus share what lies outside now."""
+        store = self._store
+        if self._row_shares is not None:
+            store.share_rows(self._row_shares(len(store.pinned)))
+
+    def _fixed(self) -> set[int]:
+        """Slots whose place captured launches may know: shared experts, and where prompts stage."""
+        return {*self._store.shared_slots, *self._store.staging}
