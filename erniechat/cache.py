@@ -1,4 +1,4 @@
-"""The quantized copies on disk: what there is, and its end."""
+"""What is kept to start sooner, and its end: quantized copies, what was read of sessions."""
 
 import json
 import shutil
@@ -9,9 +9,11 @@ from typing import Any
 
 import platformdirs
 
+from erniechat.chat.sessions import kept_folder
 from erniechat.errors import ErnieChatError, UsageError
 
 INDEX_FILE = "index.json"
+SESSIONS = "sessions"  # names all that is kept of sessions; a copy's name ends in its key
 
 
 def copies_folder() -> Path:
@@ -25,6 +27,22 @@ def list_copies() -> list[dict[str, Any]]:
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     finished = [_describe(path) for path in found if (path / INDEX_FILE).is_file()]
     return finished + [_describe_partial(path) for path in found if path.suffix == ".partial"]
+
+
+def list_kept() -> list[dict[str, Any]]:
+    """The same of each file of keys and values that a model has read of a session, by name."""
+    folder = kept_folder()
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        {
+            "name": path.name,
+            "model": f"session {path.stem.lstrip('.')}",
+            "quant": "kv",
+            "nbytes": path.stat().st_size,
+            "state": "unfinished" if path.name.startswith(".") else "finished",
+        }
+        for path in found
+    ]
 
 
 def _describe_partial(path: Path) -> dict[str, Any]:
@@ -68,20 +86,30 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else "erniechat cache ls lists them"
 
 
-def remove_copy(name: str) -> int:
-    """Delete a copy, or with "all" every one; the number of bytes that this frees.
+def remove(name: str) -> int:
+    """Delete a copy or what is kept of a session; the number of bytes that this frees.
+
+    Args:
+        name: Of one of them, "sessions" for all that is kept of sessions, or "all".
 
     Raises:
         UsageError: If there is none of that name.
         ErnieChatError: If it cannot be deleted.
     """
-    copies = {copy["name"]: copy["nbytes"] for copy in list_copies()}
-    names = list(copies) if name == "all" else [name]
-    if name != "all" and name not in copies:
-        raise UsageError(f'there is no quantized copy "{name}"', _nearest(name, list(copies)))
-    for found in names:
+    copies, kept = list_copies(), list_kept()
+    paths = {copies_folder() / copy["name"]: copy["nbytes"] for copy in copies if name != SESSIONS}
+    paths |= {kept_folder() / file["name"]: file["nbytes"] for file in kept}
+    if name not in ("all", SESSIONS):
+        names = [path.name for path in paths]
+        paths = {path: nbytes for path, nbytes in paths.items() if path.name == name}
+        if not paths:
+            raise UsageError(f'nothing that is kept is named "{name}"', _nearest(name, names))
+    for path in paths:
         try:
-            shutil.rmtree(copies_folder() / found)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
         except OSError as exc:
-            raise ErnieChatError(f"cannot delete {found}: {exc.strerror}") from exc
-    return sum(copies[found] for found in names)
+            raise ErnieChatError(f"cannot delete {path.name}: {exc.strerror}") from exc
+    return sum(paths.values())

@@ -74,10 +74,13 @@ def _format_bench(result: dict[str, Any]) -> str:
     return format_bench(result)
 
 
-def _copy_names() -> list[str]:
-    from erniechat.cache import list_copies
+def _kept_names(action: str) -> list[str]:
+    """What `cache rm` or `cache verify` may be given."""
+    from erniechat.cache import SESSIONS, list_copies, list_kept
 
-    return [str(copy["name"]) for copy in list_copies()]
+    copies = [str(copy["name"]) for copy in list_copies()]
+    kept = [str(file["name"]) for file in list_kept()] if action == "rm" else []
+    return [*copies, *kept, *([SESSIONS] if kept else []), "all"] if copies or kept else []
 
 
 def _start_notice(options: LoadOptions) -> StartNotice | None:
@@ -161,7 +164,7 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
     if argv[:1] == ["__complete"]:
         from erniechat.ui.shell_completion import possible_values
 
-        values = possible_values("".join(argv[1:2]), os.environ, argv[2:], _copy_names)
+        values = possible_values("".join(argv[1:2]), os.environ, argv[2:], _kept_names)
         return print_page(terminal, "".join(f"{value}\n" for value in values))
     arguments = parse_arguments(argv)
     if arguments.help:

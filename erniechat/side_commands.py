@@ -41,13 +41,15 @@ def run_side_command(
     if command == "config":
         return print_page(terminal, helpers.config_page(action, settings, as_json=as_json))
     if command == "cache":
-        from erniechat.cache import list_copies, remove_copy
+        from erniechat.cache import list_copies, list_kept, remove
 
         if action == "verify":
             return _task(arguments, settings.load, terminal)
         if action == "rm":
-            return print_page(terminal, f"freed {remove_copy(name) / 2**20:,.0f} MiB\n")
-        return print_page(terminal, helpers.cache_page(list_copies(), as_json=as_json))
+            return print_page(terminal, f"freed {remove(name) / 2**20:,.0f} MiB\n")
+        return print_page(
+            terminal, helpers.cache_page([*list_copies(), *list_kept()], as_json=as_json)
+        )
     if command == "profile":
         return _profile(arguments, settings, terminal, load_engine)
     if command == "doctor":

@@ -25,7 +25,7 @@ def test_info_names_devices_kernels_and_folders():
 
 def test_the_cache_is_listed_and_emptied(tmp_path: Path):
     home = {"XDG_CACHE_HOME": str(tmp_path)}
-    assert run("plain", "cache", **home).stdout == b"no quantized copies\n"
+    assert run("plain", "cache", **home).stdout == b"nothing is kept\n"
     copy = tmp_path / "erniechat" / "copies" / "m-abc-nf4"
     copy.mkdir(parents=True)
     (copy / "index.json").write_text('{"index": {"meta": {"model": "m", "quant": "nf4"}}}')
@@ -33,6 +33,36 @@ def test_the_cache_is_listed_and_emptied(tmp_path: Path):
     assert b"m-abc-nf4  m      nf4    3 MiB\n" in run("plain", "cache", "ls", **home).stdout
     assert run("plain", "cache", "rm", "zz", **home).returncode == 2
     assert run("plain", "cache", "rm", "m-abc-nf4", **home).stdout == b"freed 3 MiB\n"
+    assert not copy.exists()
+
+
+def test_what_is_kept_of_sessions_is_listed_and_deleted_too(tmp_path: Path):
+    home = {"XDG_CACHE_HOME": str(tmp_path)}
+    folder = tmp_path / "erniechat" / "sessions"
+    folder.mkdir(parents=True)
+    for name in ("1121-a.kv", "1121-b.kv", ".1121-c.77"):
+        (folder / name).write_bytes(bytes(2 << 20))
+    copy = tmp_path / "erniechat" / "copies" / "m-abc-nf4"
+    copy.mkdir(parents=True)
+    (copy / "index.json").write_text("{}")
+    page = run("plain", "cache", "ls", **home).stdout.decode()
+    assert re.search(r"^1121-a\.kv +session 1121-a +kv +2 MiB$", page, re.M)
+    assert page.splitlines()[-1].split() == ["in", "all", "6", "MiB"]
+    found = json.loads(run("plain", "cache", "ls", "--json", **home).stdout)
+    assert [(f["name"], f["state"]) for f in found[1:]] == [
+        (".1121-c.77", "unfinished"),
+        ("1121-a.kv", "finished"),
+        ("1121-b.kv", "finished"),
+    ]
+    done = run("plain", "cache", "rm", "1121-x.kv", **home)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"did you mean 1121-" in done.stderr
+    assert run("plain", "cache", "rm", "1121-a.kv", **home).stdout == b"freed 2 MiB\n"
+    assert sorted(path.name for path in folder.iterdir()) == [".1121-c.77", "1121-b.kv"]
+    assert run("plain", "cache", "rm", "sessions", **home).stdout == b"freed 4 MiB\n"
+    assert list(folder.iterdir()) == []
+    assert copy.exists()
+    assert run("plain", "cache", "rm", "all", **home).returncode == 0
     assert not copy.exists()
 
 

@@ -38,7 +38,7 @@ EPILOG = """commands (each has --help):
   erniechat bench         measure speed and memory
   erniechat sessions      list, show or delete saved conversations: ls, show ID, rm ID
   erniechat config        where settings come from: path, show
-  erniechat cache         quantized copies on disk: ls, rm NAME, verify NAME
+  erniechat cache         quantized copies, read sessions: ls, rm NAME, verify NAME
   erniechat profile       which experts are used most: show, calibrate, reset, export, import
   erniechat doctor        what RAM, bus and disk read a second, and the speed to expect
   erniechat info          devices, kernels, versions, folders

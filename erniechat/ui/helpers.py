@@ -87,15 +87,16 @@ def _in_words(name: str, value: Any) -> str:
     return _UNSET.get(name, "none")
 
 
-def cache_page(copies: Sequence[dict[str, Any]], *, as_json: bool) -> str:
+def cache_page(kept: Sequence[dict[str, Any]], *, as_json: bool) -> str:
     """`erniechat cache ls`."""
     if as_json:
-        return json.dumps(list(copies)) + "\n"
-    if not copies:
-        return "no quantized copies\n"
+        return json.dumps(list(kept)) + "\n"
+    if not kept:
+        return "nothing is kept\n"
     rows = [("name", "model", "quant", "size")]
-    rows += [(c["name"], c["model"], c["quant"] or "unfinished", gib(c["nbytes"])) for c in copies]
-    return columns(rows)
+    rows += [(c["name"], c["model"], c["quant"] or "unfinished", gib(c["nbytes"])) for c in kept]
+    total = sum(c["nbytes"] for c in kept)
+    return columns([*rows, ("in all", "", "", gib(total))] if len(kept) > 1 else rows)
 
 
 def info_page(facts: dict[str, dict[str, str]], *, as_json: bool) -> str:

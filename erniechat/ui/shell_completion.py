@@ -90,7 +90,7 @@ def possible_values(
     kind: str,
     environ: Mapping[str, str],
     before: Sequence[str] = (),
-    copies: Callable[[], list[str]] = list,
+    kept: Callable[[str], list[str]] = lambda action: [],
 ) -> list[str]:
     """The values of a kind: models on this machine, sessions, presets, or what follows words.
 
@@ -98,11 +98,11 @@ def possible_values(
         kind: One of VALUES' kinds or WORDS; any other has no values.
         environ: The environment, which says where the hub's cache is.
         before: Of WORDS, those that stand before on the command line.
-        copies: Names the quantized copies.
+        kept: Names what `cache rm` or `cache verify` may be given.
     """
     if kind == WORDS:
         words = [word for word in before if not word.startswith("-")]
-        return copies() if words in COPY_WORDS else _next_words(words, environ)
+        return kept(words[1]) if words in COPY_WORDS else _next_words(words, environ)
     if kind == "models":
         return ["mini", *_cached_models(environ)]
     if kind == "sessions":

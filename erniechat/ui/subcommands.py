@@ -40,7 +40,8 @@ _ABOUT = {
     "sessions": "Saved conversations: list them, print one, delete one.",
     "config": "Where settings come from: the files, or each value with its source. With any flags"
     " of the chat, --preset too, it shows what they would do.",
-    "cache": "Quantized copies of models: list, delete or check them (all: rm all).",
+    "cache": "What is kept to start sooner, quantized copies of models and what was read of saved"
+    " conversations: list or delete it (rm all; rm sessions for the latter), check copies.",
     "info": "Devices, kernels and why not, versions, folders.",
     "doctor": "Measures what RAM, bus and disk read a second, and says how fast a model would be.",
     "profile": "How often a model chose each of its experts: what decides which are kept in fast"
