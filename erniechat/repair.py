@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from erniechat.errors import CheckpointError, ErnieChatError, ModelError
-from erniechat.model.conversion import make_unit, plan_units
+from erniechat.hub.feed import check_online
+from erniechat.hub.ranges import TensorFetcher
+from erniechat.model.conversion import Unit, make_unit, plan_units
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder, make_plan
 from erniechat.resolve import locate
@@ -14,13 +17,17 @@ from quant.copy import QuantizedCopy
 from quant.errors import QuantError
 
 
-def repair(copy: QuantizedCopy, plan: Plan, names: list[str]) -> str:
+def repair(copy: QuantizedCopy, plan: Plan, names: list[str], *, offline: bool) -> str:
     """Make damaged weights of a copy again and write them where they lie.
+
+    Of a model on the hub whose shards are gone, the tensors that are needed are fetched, and no
+    others. Every weight is held to the copy's checksums before it is written.
 
     Args:
         copy: The copy.
         plan: Of the same checkpoint, formats and kernels.
         names: Of the damaged weights.
+        offline: Whether nothing may be fetched.
 
     Returns:
         What was done, in one line.
@@ -28,29 +35,51 @@ def repair(copy: QuantizedCopy, plan: Plan, names: list[str]) -> str:
     Raises:
         CheckpointError: If that cannot be; it says what to do.
     """
-    wanted = set(names)
     what = f"{len(names)} damaged weights" if len(names) > 1 else f"the damaged weight {names[0]}"
     hint = f"erniechat cache rm {copy.folder.name}, and the next start makes it anew"
-    for unit in plan_units(plan.readings):
-        if not wanted & set(unit.targets):
-            continue
-        gone = sorted(path.name for path in unit.paths if not path.exists())
-        if gone:
-            raise CheckpointError(
-                f"{copy.folder.name} has {what}, and the original in {gone[0]} is not here", hint
-            )
-        for name, weight in make_unit(unit, plan.formats):
-            try:
-                is_same = name not in wanted or copy.repair(name, weight)
-            except OSError as exc:
-                raise CheckpointError(
-                    f"{copy.folder.name} has {what} and cannot be written ({exc.strerror})", hint
-                ) from exc
-            if not is_same:
-                raise CheckpointError(
-                    f"{copy.folder.name} has {what}, and its original has changed since", hint
-                )
-    return f"{what} of {copy.folder.name} made again from the original"
+    units = [unit for unit in plan_units(plan.readings) if not set(names).isdisjoint(unit.targets)]
+    gone = sorted(path.name for unit in units for path in unit.paths if not path.exists())
+    if gone and plan.hub is None:
+        raise CheckpointError(
+            f"{copy.folder.name} has {what}, and the original in {gone[0]} is not here", hint
+        )
+    try:
+        if gone and plan.hub is not None:
+            check_online(plan.hub, offline=offline)
+        with TemporaryDirectory(prefix="erniechat-") as folder:
+            fetcher = TensorFetcher(plan.hub, Path(folder)) if gone and plan.hub else None
+            for unit in units:
+                _repair_unit(copy, unit, plan, set(names), fetcher)
+    except _ChangedError as exc:
+        raise CheckpointError(
+            f"{copy.folder.name} has {what}, and its original has changed since", hint
+        ) from exc
+    except ErnieChatError as exc:
+        raise CheckpointError(
+            f"{copy.folder.name} has {what}, and the original cannot be had ({exc.message})",
+            f"{exc.hint}, or {hint}" if exc.hint else hint,
+        ) from exc
+    except OSError as exc:
+        raise CheckpointError(
+            f"{copy.folder.name} has {what} and cannot be written ({exc.strerror})", hint
+        ) from exc
+    fetched = f", of which {fetcher.nbytes / 1e6:.1f} MB were fetched" if fetcher else ""
+    return f"{what} of {copy.folder.name} made again from the original{fetched}"
+
+
+class _ChangedError(Exception):
+    """What was made is not what the copy once had."""
+
+
+def _repair_unit(
+    copy: QuantizedCopy, unit: Unit, plan: Plan, wanted: set[str], fetcher: TensorFetcher | None
+) -> None:
+    if fetcher is not None:
+        readings = [replace(r, stored=fetcher.bring(r.stored)) for r in unit.readings]
+        unit = replace(unit, readings=tuple(readings))
+    for name, weight in make_unit(unit, plan.formats):
+        if name in wanted and not copy.repair(name, weight):
+            raise _ChangedError
 
 
 def verify_copy(folder: Path, progress: Callable[[int, int], None] | None = None) -> str:
@@ -80,7 +109,7 @@ def verify_copy(folder: Path, progress: Callable[[int, int], None] | None = None
             f"original cannot be read ({exc.message})",
             f"erniechat cache rm {folder.name}, and the next start makes it anew",
         ) from exc
-    return f"{folder.name}: {repair(copy, plan, damaged)}"
+    return f"{folder.name}: {repair(copy, plan, damaged, offline=False)}"
 
 
 def _plan_of(copy: QuantizedCopy) -> Plan:
@@ -100,6 +129,6 @@ def _options_of(meta: Any) -> LoadOptions:
     try:
         model = str(meta["folder"] or meta["model"])
         options = LoadOptions(model=model, quant=meta["quant"], kernels=meta["kernels"])
-        return replace(options, revision=meta["revision"], device=meta["device"], offline=True)
+        return replace(options, revision=meta["revision"], device=meta["device"])
     except (LookupError, TypeError) as exc:
         raise ModelError("the copy does not say what it is of") from exc

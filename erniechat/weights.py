@@ -54,7 +54,7 @@ def finished_weights(
     else:
         damaged = copy.damaged(CHECKED_NBYTES)
         if damaged:
-            warn(repair(copy, plan, damaged))
+            warn(repair(copy, plan, damaged, offline=options.offline))
         return copy
     _tell_loss(plan, warn)
     try:

@@ -55,7 +55,7 @@ def shard_header(model: HubModel, shard: HubFile) -> ShardHeader:
     except OSError:
         pass
     with hub_errors(model.name, model.commit):
-        start = patiently(lambda: _read_range(model, shard, 0, FIRST_RANGE_NBYTES))
+        start = patiently(lambda: read_range(model, shard, 0, FIRST_RANGE_NBYTES))
         try:
             length = header_nbytes(start, shard.nbytes)
         except ValueError as exc:
@@ -65,14 +65,18 @@ def shard_header(model: HubModel, shard: HubFile) -> ShardHeader:
         end = LENGTH_NBYTES + length
         if end > len(start):
             begin = len(start)
-            start += patiently(lambda: _read_range(model, shard, begin, end))
+            start += patiently(lambda: read_range(model, shard, begin, end))
     header = ShardHeader(start[LENGTH_NBYTES:end], shard.nbytes)
     write_whole(kept, lambda path: path.write_bytes(header.text))
     return header
 
 
-def _read_range(model: HubModel, shard: HubFile, begin: int, end: int) -> bytes:
-    """Bytes begin to end of a file, fewer only where it ends."""
+def read_range(model: HubModel, shard: HubFile, begin: int, end: int) -> bytes:
+    """Bytes begin to end of a file, fewer only where it ends.
+
+    Raises:
+        Exception: Of huggingface_hub or its HTTP library; see `hub_errors` and `patiently`.
+    """
     wanted = min(end, shard.nbytes) - begin
     data = bytearray()
     with _stream(model, shard, f"bytes={begin}-{begin + wanted - 1}") as response:

@@ -141,9 +141,51 @@ def test_verify_finds_what_a_start_does_not_look_at_and_makes_it_again(hub: Hub)
     assert verify_copy(folder) == f"{folder.name}: sound"
 
 
-def test_without_the_original_verify_says_what_to_do(hub: Hub) -> None:
+def discarded(name_of: str) -> tuple[Path, str]:
+    """A copy whose originals are gone, with a damaged weight; its folder and the weight's name."""
     load_engine(LoadOptions(model="owner/mini", quant="int8", discard_originals=True))
-    folder, name = damage("experts")
-    text = rf"damaged weight {name}, and the original in model-.* is not here; erniechat cache rm "
+    return damage(name_of)
+
+
+@pytest.mark.parametrize(("part", "most_nbytes"), [("experts", 3 * 96 * 256 * 2), ("norm", 512)])
+def test_without_the_original_only_the_tensors_that_are_needed_are_fetched(
+    hub: Hub, home: Path, part: str, most_nbytes: int
+) -> None:
+    folder, name = discarded(part)
+    hub.sent.clear()
+    line = verify_copy(folder)
+    sent = sum(hub.sent.values())
+    assert 0 < sent <= most_nbytes
+    assert line == (
+        f"{folder.name}: the damaged weight {name} of {folder.name} made again from the original, "
+        f"of which {sent / 1e6:.1f} MB were fetched"
+    )
+    assert verify_copy(folder) == f"{folder.name}: sound"
+    assert not list(home.glob("hub/models--*/blobs/*.incomplete"))
+
+
+def test_a_start_fetches_a_damaged_norm_unless_it_is_offline(hub: Hub) -> None:
+    folder, name = discarded("norm")
+    with pytest.raises(CheckpointError, match=rf"damaged weight {name}, and .* had \(offline"):
+        load_engine(LoadOptions(model="owner/mini", quant="int8", offline=True))
+    warnings: list[str] = []
+    load_engine(OPTIONS, None, warnings.append)
+    assert warnings[0].endswith("were fetched")
+    QuantizedCopy(folder).verify()
+
+
+def test_what_the_hub_sends_is_not_written_unless_it_is_what_was_there(hub: Hub) -> None:
+    folder, _ = discarded("experts")
+    before = (folder / DATA_FILE).read_bytes()
+    hub.fault(".safetensors", "corrupt", times=10)
+    with pytest.raises(CheckpointError, match=r"changed since|not finite|infinite"):
+        verify_copy(folder)
+    assert (folder / DATA_FILE).read_bytes() == before
+
+
+def test_where_the_hub_gives_nothing_verify_says_what_to_do(hub: Hub) -> None:
+    folder, name = discarded("experts")
+    hub.fault(".safetensors", 403, times=10)
+    text = rf"damaged weight {name}, and the original .*denies access.* erniechat cache rm "
     with pytest.raises(CheckpointError, match=text):
         verify_copy(folder)
