@@ -166,6 +166,11 @@ class QuantizedCopy:
                 "again, and if that fails too delete its folder: it will be made again"
             )
 
+    def let_go(self) -> None:
+        """Count none of the file as this process' memory until it is read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # nothing was written, so nothing is lost
+            self._memory.madvise(mmap.MADV_DONTNEED)
+
     def place(self, name: str) -> Place:
         """Where a quantized weight lies in the data file; KeyError if there is none."""
         entry = self._entries[name]

@@ -129,6 +129,8 @@ def _assemble_pooled(
                 matrices[name] = QuantTensor(weight.format, weight.layout, weight.shape, parts)
             else:
                 tensors[name] = upload.move(weight)
+    if isinstance(weights, QuantizedCopy):
+        weights.let_go()  # all of it is on the GPU or in pinned memory now
     found = _decoder_weights(matrices, tensors, formats)
     step = None
     if dtype == torch.bfloat16 and not why_not_captured(config):

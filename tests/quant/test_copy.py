@@ -17,6 +17,7 @@ from quant.errors import QuantError
 from quant.formats import FORMATS
 from quant.kernels import BACKENDS
 from quant.kernels.base import KernelBackend
+from quant.memory import process_memory
 from quant.tensor import QuantTensor
 
 ROOT = Path(__file__).parents[2]
@@ -298,3 +299,15 @@ def test_opening_a_copy_maps_it_and_reads_nothing(tmp_path):
     assert nbytes == 96 * mebibyte
     assert opened < 4 * mebibyte
     assert read > 80 * mebibyte  # the measure itself would see what is read
+
+
+def test_what_was_read_and_is_elsewhere_now_is_no_longer_this_process_memory(tmp_path):
+    folder = write(tmp_path / "copy", {"large": torch.ones(16 << 20)})
+    copy = QuantizedCopy(folder)
+    before = process_memory().rss_nbytes
+    assert float(copy["large"].sum()) == 16 << 20
+    read = process_memory().rss_nbytes
+    assert read - before > 50 << 20
+    copy.let_go()
+    assert read - process_memory().rss_nbytes > 50 << 20
+    assert float(copy["large"].sum()) == 16 << 20
