@@ -56,9 +56,14 @@ def test_a_file_holds_the_machines_seen_last(path: Path):
         figures = KeptFigures(path, f"machine {number}")
         figures.put({"ram": 1e9})
         figures.save()
+        if number == 6:
+            again = KeptFigures(path, "machine 0")
+            again.put({"ram": 2e9})
+            again.save()
     assert len(json.loads(path.read_text())["machines"]) == 8
-    assert KeptFigures(path, "machine 4").get("ram") == 1e9
-    assert KeptFigures(path, "machine 3").get("ram") is None
+    assert KeptFigures(path, "machine 0").get("ram") == 2e9
+    assert KeptFigures(path, "machine 5").get("ram") == 1e9
+    assert KeptFigures(path, "machine 4").get("ram") is None
 
 
 def test_the_name_tells_what_figures_depend_on(tmp_path: Path):
