@@ -8,6 +8,7 @@ from erniechat.fit import expert_places, num_tail_slots
 from erniechat.loader import _residency
 from erniechat.memory_plan import Budget, Needs, model_sizes, plan_memory
 from erniechat.model.conversion import Formats
+from erniechat.model.expert_assembly import NUM_STAGED
 from erniechat.model.families import FAMILIES
 from erniechat.options import LoadOptions
 from quant.copy import MemoryWeights, QuantizedCopy
@@ -94,4 +95,8 @@ def test_options_say_who_runs_experts():
     places = expert_places(memory, options)
     assert (places.cpu_share, places.prompt_cpu_share, places.num_staged) == (0.5, 0.25, 0)
     default = expert_places(memory, LoadOptions())
-    assert (default.cpu_share, default.prompt_cpu_share, default.num_staged) == (None, None, 8)
+    assert (default.cpu_share, default.prompt_cpu_share, default.num_staged) == (
+        None,
+        None,
+        NUM_STAGED,
+    )
