@@ -298,14 +298,15 @@ def time_choices(decoder: Decoder, quant: str) -> None:
 
 def variants() -> Iterator[tuple[str, dict[str, object]]]:
     yield "pdl", {"pdl": True}
-    yield "add warps 8", {"add_warps": 8}
-    yield "gate warps 2", {"gate_warps": 2}
+    for warps in (1, 2, 4):
+        yield f"gate warps {warps}", {"gate_warps": warps}
+    for warps in (2, 4, 8):
+        yield f"add warps {warps}", {"add_warps": warps}
+    for warps in (2, 4, 8):
+        yield f"project warps {warps}", {"project_warps": warps}
     yield "project splits 2", {"project_splits": 2}
-    yield "attention tile 64", {"attention_tile": 64}
-    yield "attention 64/4/128/2", _attention(64, 4, 128, 2)
-    yield "attention 32/4/128/3", _attention(32, 4, 128, 3)
-    yield "attention 128/8/32/2", _attention(128, 8, 32, 2)
-    yield "attention 128/8/64/2", _attention(128, 8, 64, 2)
+    yield "down splits 4", {"down_splits": 4}
+    yield "attention 128/4/64/2", _attention(128, 4, 64, 2)
 
 
 def _attention(tile: int, warps: int, splits: int, stages: int) -> dict[str, object]:

@@ -38,12 +38,15 @@ ROUTE = {"HIDDEN": 2560, "PADDED_HIDDEN": 4096, "PADDED_GROUPS": 256, "PADDED_EX
 ROUTE |= {"PTX": True, **EXPERTS}
 ROWS = {"PADDED": 128, "SHARED": 2, "MAX_ROWS": 1024, **EXPERTS}
 ATTENTION = {"NUM_LAYERS": 28, "NUM_KV": 4, "REP": 5, "RP": 16, "D": 128, "BT": 64, "SPLITS": 66}
-ATTENTION |= {"AT_ONCE": 4, "BITS": 4, "PTX": True}
+ATTENTION |= {"BITS": 4, "PTX": True}
+COMBINE = {"REP": 5, "RP": 16, "D": 128, "BT": 64, "SPLITS": 66, "PADDED_SPLITS": 128}
 TABLES = dict.fromkeys(("U0", "U1", "U2", "U3", "L0", "L1", "L2", "L3"), 0)
 TILES = {"BM": 64, "BN": 64, "BK": 64, "ROWS_PER_X": 8, "PTX": True, **TABLES}
 TILES |= {"STAGES": 3, "GROUPED": True, "GATED": True, "WEIGHTED": True}
 KERNELS = {
     "attention": (attention.attention_kernel, ATTENTION),
+    "combine": (attention.combine_kernel, {"BITS": 4, **COMBINE}),
+    "combine for bf16": (attention.combine_kernel, {"BITS": 16, **COMBINE}),
     "4-bit tiles": (tiles.tiles_kernel, {"BITS": 4, **TILES}),
     "int8 tiles": (tiles.tiles_kernel, {**TILES, "BITS": 8}),
     "bf16 tiles": (tiles.tiles_kernel, {"BITS": 16, **TILES}),

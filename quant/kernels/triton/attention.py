@@ -1,4 +1,4 @@
-"""Attention of one new token: rotation, cache write and a read split over the context, one kernel.
+"""Attention of one new token: rotation, cache write and a read split over the context in parts.
 
 The number of tokens lives on the device, so one captured launch serves every length.
 """
@@ -6,7 +6,7 @@ The number of tokens lives on the device, so one captured launch serves every le
 import triton
 import triton.language as tl
 
-from quant.kernels.triton.decode import await_predecessor, is_last, start_successor
+from quant.kernels.triton.decode import await_predecessor, start_successor
 from quant.kernels.triton.tiles import multiply, pointer_at
 
 
@@ -37,44 +37,21 @@ def _store_out(out, head, ok, oq8, os, D: tl.constexpr, RP: tl.constexpr, BITS: 
 
 
 @triton.jit
-def _combine(
-    partial, maxima, sums, first, num_active, head, ok, oq8, os,
-    RP: tl.constexpr, D: tl.constexpr, PADDED_SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
-    BITS: tl.constexpr,
-):  # fmt: skip
-    """The parts' results, weighted by their shares of the softmax."""
-    i = tl.arange(0, RP)
-    d = tl.arange(0, D)
-    part = tl.arange(0, PADDED_SPLITS)
-    at = (first + part)[:, None] * RP + i[None, :]
-    there = (part < num_active)[:, None]
-    theirs = tl.load(maxima + at, mask=there, other=-1e30, cache_modifier=".cg")
-    largest = tl.max(theirs, 0)
-    their_sums = tl.load(sums + at, mask=there, other=0.0, cache_modifier=".cg")
-    total = tl.sum(tl.exp(theirs - largest[None, :]) * their_sums, 0)
-    acc = tl.zeros((RP, D), tl.float32)
-    for begin in range(0, num_active, AT_ONCE):  # so many reads, none of which waits for another
-        for j in tl.static_range(AT_ONCE):
-            row = (first + begin + j) * RP + i
-            held = ok & (begin + j < num_active)
-            share = tl.load(maxima + row, mask=held, other=-1e30, cache_modifier=".cg")
-            share = tl.exp(share - largest)
-            value = tl.load(
-                partial + row[:, None] * D + d[None, :],
-                mask=held[:, None], other=0.0, cache_modifier=".cg",
-            )  # fmt: skip
-            acc += value * share[:, None]
-    _store_out(acc / total[:, None], head, ok, oq8, os, D, RP, BITS)
+def _part_length(length, SPLITS: tl.constexpr, BT: tl.constexpr):
+    """Tokens of a part, whole tiles of BT, so that at most SPLITS parts hold the context."""
+    return tl.cdiv(tl.cdiv(length, SPLITS), BT) * BT
 
 
 @triton.jit
 def attention_kernel(
-    qkv, angles, state, layer_idx, scale, partial, maxima, sums, counters, oq8, os,
+    qkv, angles, state, layer_idx, scale, partial, maxima, sums, oq8, os,
     NUM_LAYERS: tl.constexpr, NUM_KV: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr,
-    D: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
-    BITS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
+    D: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, BITS: tl.constexpr,
+    PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One of SPLITS parts of the context for the query heads of one key and value head.
+
+    Where one part holds all of it the result is final, else `combine_kernel` makes it.
 
     Args:
         qkv: float32, heads of q, k and v after each other.
@@ -84,7 +61,6 @@ def attention_kernel(
         layer_idx: Layer of the model.
         scale: Of the scores.
         partial: float32 ``[NUM_KV, SPLITS, RP, D]``, with maxima and sums ``[NUM_KV, SPLITS, RP]``.
-        counters: int32 ``[NUM_KV]``, zeros.
         oq8: Attended heads for the output projection, with their scales os.
     """
     kv = tl.program_id(0)
@@ -93,7 +69,7 @@ def attention_kernel(
     await_predecessor(PDL)
     pos = tl.load(state).to(tl.int32)
     length = pos + 1
-    chunk = tl.cdiv(tl.cdiv(length, SPLITS), BT) * BT
+    chunk = _part_length(length, SPLITS, BT)
     num_active = tl.cdiv(length, chunk)
     if split < num_active:
         d = tl.arange(0, D)
@@ -141,8 +117,33 @@ def attention_kernel(
             tl.store(partial + mine[:, None] * D + d[None, :], acc, mask=ok[:, None])
             tl.store(maxima + mine, largest, mask=ok)
             tl.store(sums + mine, total, mask=ok)
-            if is_last(counters + kv, num_active):
-                _combine(
-                    partial, maxima, sums, kv * SPLITS, num_active, head, ok, oq8, os,
-                    RP, D, triton.next_power_of_2(SPLITS), AT_ONCE, BITS,
-                )  # fmt: skip
+
+
+@triton.jit
+def combine_kernel(
+    state, partial, maxima, sums, oq8, os,
+    REP: tl.constexpr, RP: tl.constexpr, D: tl.constexpr, BT: tl.constexpr,
+    SPLITS: tl.constexpr, PADDED_SPLITS: tl.constexpr, BITS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The parts' results of one query head, weighted by their shares of the softmax.
+
+    A launch of its own, since the last program of a key and value head would do it alone, after a
+    barrier: that took half of attention's time at 4,096 tokens.
+    """
+    head = tl.program_id(0)
+    start_successor(PDL)
+    await_predecessor(PDL)
+    length = tl.load(state).to(tl.int32) + 1
+    num_active = tl.cdiv(length, _part_length(length, SPLITS, BT))
+    if num_active > 1:
+        part = tl.arange(0, PADDED_SPLITS)
+        d = tl.arange(0, D)
+        there = part < num_active
+        row = (head // REP * SPLITS + part) * RP + head % REP
+        theirs = tl.load(maxima + row, mask=there, other=-1e30)
+        their_sums = tl.load(sums + row, mask=there, other=0.0)
+        values = tl.load(partial + row[:, None] * D + d[None, :], mask=there[:, None], other=0.0)
+        share = tl.exp(theirs - tl.max(theirs, 0))
+        out = tl.sum(values * share[:, None], 0) / tl.sum(share * their_sums, 0)
+        one = tl.arange(0, 1)
+        _store_out(out[None, :], head + one, one == 0, oq8, os, D, 1, BITS)

@@ -99,9 +99,8 @@ def embed_kernel(
 
 @triton.jit
 def project_kernel(
-    codes, scales, xq, xs, squares, out, eps,
+    codes, scales, xq, xs, table, squares, out, eps,
     HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
-    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A product with the normed residual stream, float32 out; a program for 16 rows."""
@@ -112,7 +111,7 @@ def project_kernel(
     first = codes + group.to(tl.int64) * (16 * HIDDEN // element)
     prefetch(first, num_bytes, triton.next_power_of_2(num_bytes // 128), PDL)
     await_predecessor(PDL)
-    sums = dot16(codes, scales, group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS, T0, T1, T2, T3, PTX)
+    sums = dot16(codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, WARPS, PTX)
     scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
     tl.store(out + group * 16 + tl.arange(0, 16), sums * scale)
 
@@ -166,10 +165,9 @@ def route_kernel(
 
 @triton.jit
 def gate_up_kernel(
-    codes, scales, slots, code_stride, scale_stride, xq, xs, squares, aq8, as_, eps,
+    codes, scales, slots, code_stride, scale_stride, xq, xs, table, squares, aq8, as_, eps,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, PADDED_GROUPS: tl.constexpr,
-    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr,
-    WARPS: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """``silu(gate(x)) * up(x)``, quantized; a program for 16 of WIDTH rows of one slot.
@@ -195,12 +193,10 @@ def gate_up_kernel(
     if mine:
         codes += slot * code_stride
         scales += slot * scale_stride
-        gate = dot16(
-            codes, scales, group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS, T0, T1, T2, T3, PTX
-        )
+        gate = dot16(codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, WARPS, PTX)
         up = dot16(
-            codes, scales, WIDTH // 16 + group, 0, xq, xs, HIDDEN, HIDDEN, BITS, WARPS,
-            T0, T1, T2, T3, PTX,
+            codes, scales, WIDTH // 16 + group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, WARPS,
+            PTX,
         )  # fmt: skip
         scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
         gate *= scale
@@ -210,12 +206,10 @@ def gate_up_kernel(
 
 @triton.jit
 def add_kernel(
-    codes, scales, slots, weights, code_stride, scale_stride, xq, xs,
+    codes, scales, slots, weights, code_stride, scale_stride, xq, xs, table,
     x, norm, squares, nq8, ns, partial, counters, asked, num_asked, fetched, arrived,
     WIDTH: tl.constexpr, NUM_SLOTS: tl.constexpr, SPLIT: tl.constexpr, ROUTED: tl.constexpr,
-    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr,
-    BITS: tl.constexpr, WARPS: tl.constexpr,
-    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Products added to the residual stream; SPLIT programs for 16 rows.
@@ -260,13 +254,13 @@ def add_kernel(
             if mine:
                 sums = dot16(
                     codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
-                    inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,
+                    table, inputs, WIDTH, BITS, WARPS, PTX,
                 )  # fmt: skip
                 total += sums * tl.load(weights + which)
         else:
             total += dot16(
-                codes, scales, group, which * WIDTH, x_at, s_at,
-                inputs, WIDTH, BITS, WARPS, T0, T1, T2, T3, PTX,
+                codes, scales, group, which * WIDTH, x_at, s_at, table, inputs, WIDTH, BITS, WARPS,
+                PTX,
             )  # fmt: skip
     if SPLIT == 1:
         values = tl.load(x + group * 16 + row) + total

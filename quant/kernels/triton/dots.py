@@ -19,15 +19,14 @@ _DOT_NIBBLES = tl.constexpr("""{
     and.b32 m, $1, 0x77777777;
     shr.u32 h, $1, 1;
     lop3.b32 h, h, 0x44444444, 0x32103210, 0xEA;
-    prmt.b32 a, $4, $5, m;
-    prmt.b32 b, $6, $7, m;
+    prmt.b32 a, $5, $6, m;
+    prmt.b32 b, $7, $8, m;
     prmt.b32 a, a, b, h;
-    mov.b32 c, 0;
-    dp4a.s32.s32 c, a, $2, c;
+    dp4a.s32.s32 c, a, $2, $4;
     shr.u32 m, m, 16;
     shr.u32 h, h, 16;
-    prmt.b32 a, $4, $5, m;
-    prmt.b32 b, $6, $7, m;
+    prmt.b32 a, $5, $6, m;
+    prmt.b32 b, $7, $8, m;
     prmt.b32 a, a, b, h;
     dp4a.s32.s32 $0, a, $3, c;
 }""")
@@ -58,58 +57,78 @@ def dot_bytes(a, b, PTX: tl.constexpr):
 
 
 @triton.jit
-def dot_nibbles(
-    w, low, high, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
-    PTX: tl.constexpr,
-):  # fmt: skip
-    """Eight codes of a word times eight int8 activations, those of low first; all int32."""
+def dot_nibbles(w, low, high, total, t0, t1, t2, t3, PTX: tl.constexpr):
+    """Eight codes of a word times eight int8 activations, low ones first, and total; int32."""
     zero = w * 0
     if PTX:
         return tl.inline_asm_elementwise(
             _DOT_NIBBLES,
-            "=r,r,r,r,r,r,r,r",
-            [w, low, high, zero + T0, zero + T1, zero + T2, zero + T3],
+            "=r,r,r,r,r,r,r,r,r",
+            [w, low, high, total, zero + t0, zero + t1, zero + t2, zero + t3],
             dtype=tl.int32,
             is_pure=True,
             pack=1,
         )
-    total = zero
     for j in tl.static_range(8):
         code = (w >> (4 * j)) & 15
-        word = tl.where(code < 8, tl.where(code < 4, T0, T1), tl.where(code < 12, T2, T3))
+        word = tl.where(code < 8, tl.where(code < 4, t0, t1), tl.where(code < 12, t2, t3))
         x = byte_of(low if j < 4 else high, j % 4)
         total += byte_of(word, code & 3) * x
     return total
 
 
 @triton.jit
+def _each_row(x, BG: tl.constexpr):
+    return tl.broadcast_to(x[:, :, None], (BG, 4, 16))
+
+
+@triton.jit
+def _half_at(word, i: tl.constexpr):
+    """One of the two float16 of int32."""
+    return ((word >> (16 * i)) & 65535).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
 def dot_x16(
-    codes, absmax, xq, xs, NUM_BLOCKS: tl.constexpr, BG: tl.constexpr,
-    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr, PTX: tl.constexpr,
+    codes, absmax, xq, xs, table, NUM_BLOCKS: tl.constexpr, BG: tl.constexpr, PTX: tl.constexpr
 ):  # fmt: skip
     """4-bit weights of one row group: float32 ``[16]``, in units of the table.
 
-    BG is the number of warps: then a thread reads 16 bytes of codes a step and the tensors of
+    Args are those of `dot16`, but absmax, which is read two float16 a word.
+
+    Two words of a row at a time, which share a scale of the activations, become one integer. BG is
+    twice the number of warps: then a thread reads 16 bytes of codes a load and the tensors of
     activations have fewer elements than threads, so that Triton loads them where they are used
     instead of passing them through shared memory.
+
+    The table is loaded from four places: what is the same for all threads the compiler would keep
+    in uniform registers and copy at each use.
     """
     block = tl.arange(0, BG)
-    t = tl.arange(0, 8)
+    pair = tl.arange(0, 4)
     row = tl.arange(0, 16)
-    acc = tl.zeros((BG, 8, 16), tl.float32)
+    t0 = tl.load(table + pair)[None, :, None]
+    t1 = tl.load(table + 4 + pair)[None, :, None]
+    t2 = tl.load(table + 8 + pair)[None, :, None]
+    t3 = tl.load(table + 12 + pair)[None, :, None]
+    acc = tl.zeros((BG, 4, 16), tl.float32)
+    nothing = tl.zeros((BG, 4, 16), tl.int32)
     for first in tl.static_range(0, NUM_BLOCKS, BG):
         g = first + block
-        ok = g < NUM_BLOCKS
-        words = g[:, None, None] * 128 + t[None, :, None] * 16 + row[None, None, :]
-        w = tl.load(codes + words, mask=ok[:, None, None], other=0)
-        scale = tl.load(absmax + g[:, None] * 16 + row[None, :], mask=ok[:, None], other=0.0)
-        x_at = g[:, None] * 16 + 2 * t[None, :]
-        low = tl.load(xq + x_at, mask=ok[:, None], other=0)
-        high = tl.load(xq + x_at + 1, mask=ok[:, None], other=0)
-        xscale = tl.load(xs + g[:, None] * 4 + t[None, :] // 2, mask=ok[:, None], other=0.0)
-        low = tl.broadcast_to(low[:, :, None], (BG, 8, 16))
-        high = tl.broadcast_to(high[:, :, None], (BG, 8, 16))
-        sums = dot_nibbles(w, low, high, T0, T1, T2, T3, PTX)
+        ok = (g < NUM_BLOCKS)[:, None]
+        words = codes + g[:, None, None] * 128 + pair[None, :, None] * 32 + row[None, None, :]
+        even = tl.load(words, mask=ok[:, :, None], other=0)
+        odd = tl.load(words + 16, mask=ok[:, :, None], other=0)
+        scale = tl.load(absmax + g[:, None] * 8 + tl.arange(0, 8)[None, :], mask=ok, other=0)
+        scale = tl.reshape(tl.join(_half_at(scale, 0), _half_at(scale, 1)), (BG, 16))
+        x = xq + g[:, None] * 16 + 4 * pair[None, :]
+        xscale = tl.load(xs + g[:, None] * 4 + pair[None, :], mask=ok, other=0.0)
+        low = _each_row(tl.load(x, mask=ok, other=0), BG)
+        high = _each_row(tl.load(x + 1, mask=ok, other=0), BG)
+        sums = dot_nibbles(even, low, high, nothing, t0, t1, t2, t3, PTX)
+        low = _each_row(tl.load(x + 2, mask=ok, other=0), BG)
+        high = _each_row(tl.load(x + 3, mask=ok, other=0), BG)
+        sums = dot_nibbles(odd, low, high, sums, t0, t1, t2, t3, PTX)
         acc += sums.to(tl.float32) * (xscale[:, :, None] * scale.to(tl.float32)[:, None, :])
     return tl.sum(tl.sum(acc, 0), 0)
 
@@ -155,9 +174,8 @@ def dot_bf16(
 
 @triton.jit
 def dot16(
-    codes, scales, group, first_input, xq, xs, IN_FEATURES: tl.constexpr,
-    NUM_INPUTS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
-    T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr, PTX: tl.constexpr,
+    codes, scales, group, first_input, xq, xs, table, IN_FEATURES: tl.constexpr,
+    NUM_INPUTS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Rows 16·group … of a weight times NUM_INPUTS activations from first_input on.
 
@@ -168,6 +186,7 @@ def dot16(
         first_input: Where in the row to begin, a multiple of 64. xq and xs point there already.
         xq: int32 pointer to int8 activations, or to bfloat16 ones.
         xs: Their float32 scales, one for 16.
+        table: 4 bits: int32 ``[4]``, see tables.py.
 
     Returns:
         float32 ``[16]``.
@@ -177,8 +196,8 @@ def dot16(
     if BITS == 4:
         block = group * (IN_FEATURES // 64) + first_input // 64
         sums = dot_x16(
-            codes + block * 128, scales + block * 16, xq, xs, NUM_INPUTS // 64, WARPS,
-            T0, T1, T2, T3, PTX,
+            codes + block * 128, (scales + block * 16).to(tl.pointer_type(tl.int32)), xq, xs, table,
+            NUM_INPUTS // 64, 2 * WARPS, PTX,
         )  # fmt: skip
         return sums * UNIT
     if BITS == 8:

@@ -1,8 +1,8 @@
 """One decoded token as a row of kernel launches: buffers, grids and tuning. Imports Triton.
 
-A layer is six launches: QKV; attention; output projection with residual; router; gate, up and
-SiLU of all chosen experts; down, weighted sum and residual. Everything that changes from token to
-token is on the device, so the launches can be captured once.
+A layer is seven launches: QKV; attention; the sum of its parts; output projection with residual;
+router; gate, up and SiLU of all chosen experts; down, weighted sum and residual. Everything that
+changes from token to token is on the device, so the launches can be captured once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from quant.kernels.triton.asking import fetch_kernel
-from quant.kernels.triton.attention import attention_kernel
+from quant.kernels.triton.attention import attention_kernel, combine_kernel
 from quant.kernels.triton.choosing import TokenChoice
 from quant.kernels.triton.decode import (
     add_kernel,
@@ -81,6 +81,7 @@ class DecodeStep(StepBuffers):
         self._final_norm = final_norm
         self._experts = experts
         self._inverse_frequencies = inverse_frequencies
+        self._tables: dict[str, Tensor] = {}
         self._pdl = self._has_pdl()
         self.choice = TokenChoice(self, self._launch())
         asks = experts is not None and experts.cpu is not None and self._device.type == "cuda"
@@ -108,15 +109,20 @@ class DecodeStep(StepBuffers):
         """Options of a product with weights of a format; warps are for 4 bits."""
         bits = BITS[format_name]
         warps = warps if bits == 4 else self.tuning.row_warps
-        table = dict(zip(("T0", "T1", "T2", "T3"), int8_table(format_name), strict=True))
         return {
             "BITS": bits,
             "WARPS": warps,
             "PTX": not INTERPRETED,
             "num_warps": warps,
-            **table,
             **self._launch(),
         }
+
+    def _table(self, format_name: str) -> Tensor:
+        """The format's 16 values on the device, each word four times, see dots.py."""
+        if format_name not in self._tables:
+            words = torch.tensor(int8_table(format_name), dtype=torch.int32)
+            self._tables[format_name] = words.repeat_interleave(4).to(self._device)
+        return self._tables[format_name]
 
     @property
     def _norm_options(self) -> dict[str, int]:
@@ -156,20 +162,26 @@ class DecodeStep(StepBuffers):
         sizes, tuning = self.sizes, self.tuning
         qkv_codes, qkv_scales = parts_of(layer.qkv)
         project_kernel[(layer.qkv.shape[0] // 16,)](
-            qkv_codes, qkv_scales, self._words(self._xq), self._xs, self._squares, self._qkv,
-            sizes.rms_norm_eps, **self._norm_options,
+            qkv_codes, qkv_scales, self._words(self._xq), self._xs, self._table(layer.qkv.format),
+            self._squares, self._qkv, sizes.rms_norm_eps, **self._norm_options,
             **self._options(layer.qkv.format, tuning.project_warps),
         )  # fmt: skip
+        rep = sizes.num_heads // sizes.num_kv_heads
+        shape: dict[str, Any] = {
+            "REP": rep, "RP": self._padded_rep, "D": sizes.head_dim, "BT": tuning.attention_tile,
+            "SPLITS": tuning.attention_splits, "BITS": BITS[layer.o.format],
+        }  # fmt: skip
+        parts = (self._attention_acc, self._attention_max, self._attention_sum)
         attention_kernel[(sizes.num_kv_heads, tuning.attention_splits)](
-            self._qkv, self._angles, self.state, layer_idx, sizes.head_dim**-0.5,
-            self._attention_acc, self._attention_max, self._attention_sum,
-            self._counters[sizes.hidden_size // 16 :], self._oq, self._os,
-            NUM_LAYERS=sizes.num_layers, NUM_KV=sizes.num_kv_heads,
-            REP=sizes.num_heads // sizes.num_kv_heads, RP=self._padded_rep, D=sizes.head_dim,
-            BT=tuning.attention_tile, SPLITS=tuning.attention_splits,
-            AT_ONCE=tuning.attention_reads, BITS=BITS[layer.o.format], PTX=not INTERPRETED,
-            num_warps=tuning.attention_warps, num_stages=tuning.attention_stages,
-            **self._launch(),
+            self._qkv, self._angles, self.state, layer_idx, sizes.head_dim**-0.5, *parts,
+            self._oq, self._os, NUM_LAYERS=sizes.num_layers, NUM_KV=sizes.num_kv_heads,
+            PTX=not INTERPRETED, num_warps=tuning.attention_warps,
+            num_stages=tuning.attention_stages, **shape, **self._launch(),
+        )  # fmt: skip
+        combine_kernel[(sizes.num_heads,)](
+            self.state, *parts, self._oq, self._os,
+            PADDED_SPLITS=triton.next_power_of_2(tuning.attention_splits), num_warps=4,
+            **shape, **self._launch(),
         )  # fmt: skip
         inputs = layer.o.shape[1]
         num_pieces = pieces(inputs, tuning.project_splits)
@@ -197,8 +209,9 @@ class DecodeStep(StepBuffers):
         asks = self._asks(slots)
         add_kernel[(self.sizes.hidden_size // 16, splits)](
             *weight, slots, self._weights[layer_idx], *strides, self._words(inputs[0]), inputs[1],
-            self._x, norm, self._squares, self._xq, self._xs, self._partial, self._counters,
-            self._asked, self._num_asked[layer_idx:], self._fetched, self._arrived,
+            self._table(format_name), self._x, norm, self._squares, self._xq, self._xs,
+            self._partial, self._counters, self._asked, self._num_asked[layer_idx:],
+            self._fetched, self._arrived,
             WIDTH=width, NUM_SLOTS=num_slots, SPLIT=splits, ROUTED=routed, ASKS=asks,
             FIRST_FIXED=self._first_fixed(slots),
             **self._options(format_name, self.tuning.add_warps),
@@ -224,7 +237,7 @@ class DecodeStep(StepBuffers):
         cpu = experts.cpu
         route_kernel[(sizes.num_experts,)](
             self._x, layer.post_norm, self._squares, router, bias, self._router_logits,
-            self._counters[sizes.hidden_size // 16 + sizes.num_kv_heads :],
+            self._counters[sizes.hidden_size // 16 :],
             experts.slot_of[layer_idx], self._slots[layer_idx], self._weights[layer_idx],
             experts.counts[layer_idx], sizes.rms_norm_eps, sizes.router_norm_min, layer_idx,
             0 if cpu is None else cpu.num_slots, self._asked if cpu is None else cpu.cpu_share,
@@ -242,8 +255,8 @@ class DecodeStep(StepBuffers):
         num_slots: int, width: int, format_name: str,
     ) -> None:  # fmt: skip
         gate_up_kernel[(width // 16, num_slots)](
-            *weight, slots, *strides, self._words(self._xq), self._xs, self._squares,
-            self._aq, self._as, self.sizes.rms_norm_eps,
+            *weight, slots, *strides, self._words(self._xq), self._xs, self._table(format_name),
+            self._squares, self._aq, self._as, self.sizes.rms_norm_eps,
             WIDTH=width, FIRST_FIXED=self._first_fixed(slots), ASKS=self._asks(slots),
             **self._norm_options,
             **self._options(format_name, self.tuning.gate_warps),

@@ -59,7 +59,7 @@ class StepBuffers:
         self._oq, self._os = self._new(heads, dtype=codes), self._new(heads // 16)
         most = max(tuning.project_splits, tuning.down_splits, 8)
         self._partial = self._new(hidden // 16 * most * 16)
-        self._counters = self._new(hidden // 16 + sizes.num_kv_heads + 1, dtype=torch.int32)
+        self._counters = self._new(hidden // 16 + 1, dtype=torch.int32)
 
     def _make_attention(self) -> None:
         sizes, splits = self.sizes, self.tuning.attention_splits
