@@ -1,6 +1,6 @@
 """All that a front-end may ask of an engine: the ChatBackend protocol, and what it tells back."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,6 +145,15 @@ class ChatBackend(Protocol):
         Args:
             text: A text in a message.
             raw: Whether it is one for stream_completion, where markup counts as such.
+        """
+        ...
+
+    def warm_up(self, sampling: SamplingOptions, stop: Callable[[], bool]) -> None:
+        """Make ready what the first reply would otherwise wait for.
+
+        Args:
+            sampling: How its tokens will be chosen.
+            stop: Asked between steps of seconds; once it is true, the rest is left undone.
         """
         ...
 

@@ -19,7 +19,7 @@ from erniechat.context import growth_events, lengthen, make_room
 from erniechat.current_session import CurrentSession
 from erniechat.errors import CheckpointError, ContextLengthError, MemoryLimitError, UsageError
 from erniechat.events import Progress, StreamEvent, TextDelta, ToolCall
-from erniechat.generation.generate import Limits, decode, prefill
+from erniechat.generation.generate import Limits, decode, drawing_of, prefill
 from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
 from erniechat.model.decoder import Decoder
@@ -140,6 +140,15 @@ class Engine:
     def count_tokens(self, text: str, *, raw: bool = False) -> int:
         """See `ChatBackend.count_tokens`."""
         return self.prompts.count_tokens(text, raw=raw)
+
+    def warm_up(self, sampling: SamplingOptions, stop: Callable[[], bool]) -> None:
+        """See `ChatBackend.warm_up`."""
+        sampler = sampler_of(sampling.over(self._info.defaults))
+        drawing = drawing_of(sampler, self.prompts.tokenizer.num_tokens, seed=0)
+        for prepare in self.decoder.preparations(drawing):
+            if stop():
+                return
+            prepare()
 
     def cancel(self) -> None:
         """See `ChatBackend.cancel`."""

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,7 @@ class FakeBackend:
     asked: list[Asked] = field(default_factory=list)
     closed: bool = False
     num_cancels: int = 0
+    warm_ups: list[SamplingOptions] = field(default_factory=list)
     stopped_at: float | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -113,6 +114,9 @@ class FakeBackend:
         asked = Asked(list(messages), sampling, tuple(tools), think, "", part, structure, session)
         prompt = self.render_prompt(messages, tools=tools, think=think)
         return self._play(asked, prompt)
+
+    def warm_up(self, sampling: SamplingOptions, stop: Callable[[], bool]) -> None:
+        self.warm_ups.append(sampling)
 
     def stream_completion(
         self, text: str, sampling: SamplingOptions, *, structure: Structure | None = None

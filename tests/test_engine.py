@@ -1,7 +1,8 @@
 """The engine on the built-in model: events, counts, the KV cache between turns, stopping."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from erniechat.events import (
     ToolCall,
     TurnEnd,
 )
+from erniechat.model.run_ahead import Drawing
 from erniechat.options import LoadOptions, SamplingOptions
 from quant.errors import QuantError
 from tests.engines import joined, last, load_mini, mini_in_float32
@@ -50,6 +52,23 @@ def test_a_reply_is_thinking_then_the_answer_then_the_end(engine: Engine) -> Non
     assert last(events).finish_reason == "stop"
     order = [type(event) for event in events if not isinstance(event, Progress)]
     assert order == sorted(order, key=[ThinkingDelta, TextDelta, TurnEnd].index)
+
+
+def test_warming_up_prepares_for_the_asked_for_draws_until_it_is_told_to_stop(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.warm_up(GREEDY, lambda: False)  # on a CPU there is nothing to prepare
+    done: list[object] = []
+
+    def preparations(drawing: Drawing) -> list[Callable[[], object]]:
+        return [lambda: done.append(drawing), *(partial(done.append, i) for i in range(3))]
+
+    monkeypatch.setattr(engine.decoder, "preparations", preparations)
+    engine.warm_up(SamplingOptions(temperature=0.25), lambda: len(done) == 3)
+    assert done[1:] == [0, 1]
+    assert isinstance(done[0], Drawing)
+    assert done[0].temperature == 0.25
+    assert done[0].num_tokens == engine.prompts.tokenizer.num_tokens
 
 
 def test_no_tag_reaches_the_reader(engine: Engine) -> None:

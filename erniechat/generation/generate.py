@@ -107,7 +107,7 @@ def decode(
         guides: Narrow the choice, each what those before it left.
     """
     if not guides and isinstance(model, AheadModel):
-        drawing = _drawing(sampler, limits.num_tokens, generator.initial_seed())
+        drawing = drawing_of(sampler, limits.num_tokens, generator.initial_seed())
         run = model.start_run(drawing, logits, kv_cache)
         if run is not None:
             yield from _decode_ahead(run, kv_cache, limits, cancelled)
@@ -130,7 +130,8 @@ def decode(
             return
 
 
-def _drawing(sampler: Sampler, num_tokens: int, seed: int) -> Drawing:
+def drawing_of(sampler: Sampler, num_tokens: int, seed: int) -> Drawing:
+    """What a model that chooses tokens itself is told of a sampler."""
     return Drawing(
         temperature=sampler.temperature,
         top_k=sampler.top_k,

@@ -130,6 +130,16 @@ class Decoder:
             return None
         return self.step.start_run(drawing, logits, kv_cache)
 
+    def preparations(self, drawing: Drawing) -> list[Callable[[], object]]:
+        """Calls that make ready what a first reply would wait for; none where nothing is.
+
+        Args:
+            drawing: How its tokens will be chosen.
+        """
+        if not isinstance(self.step, CapturedStep):
+            return []
+        return [torch.inference_mode()(call) for call in self.step.preparations(drawing)]
+
     def _read(
         self, input_ids: list[int], begin: int, kv_cache: KVCache, all_logits: bool
     ) -> Tensor:

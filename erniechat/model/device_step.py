@@ -287,19 +287,7 @@ class CapturedStep:
             kv_cache: Holds the context.
         """
         step, num_tokens = self.step, drawing.num_tokens
-        kind = ChoiceKind(
-            num_tokens,
-            greedy=drawing.temperature == 0,
-            top_k=0 < drawing.top_k < num_tokens,
-            top_p=drawing.top_p < 1,
-        )
-
-        def launch() -> None:
-            step.forward(num_tokens)
-            step.choice.launch(kind)
-            step.advance()
-
-        graph = self.graph(kind, launch)  # to capture it changes what is set below
+        kind, graph = self._run_graph(drawing)  # to capture it changes what is set below
         step.seen.zero_()
         if drawing.repetition_penalty != 1:
             step.seen[torch.tensor(sorted(set(kv_cache.token_ids)), dtype=torch.int64)] = 1
@@ -314,6 +302,28 @@ class CapturedStep:
         return DeviceRun(
             step, kv_cache, self.place, partial(self._replay, graph), PinnedMailbox(), self._check
         )
+
+    def _run_graph(self, drawing: Drawing) -> tuple[ChoiceKind, torch.cuda.CUDAGraph]:
+        """The graph of a token that is chosen as drawing says."""
+        step, num_tokens = self.step, drawing.num_tokens
+        kind = ChoiceKind(
+            num_tokens,
+            greedy=drawing.temperature == 0,
+            top_k=0 < drawing.top_k < num_tokens,
+            top_p=drawing.top_p < 1,
+        )
+
+        def launch() -> None:
+            step.forward(num_tokens)
+            step.choice.launch(kind)
+            step.advance()
+
+        return kind, self.graph(kind, launch)
+
+    def preparations(self, drawing: Drawing) -> list[Callable[[], object]]:
+        """The captures that a first reply would wait for, in the order in which it needs them."""
+        chunks = [] if self.chunk is None else [partial(self._chunk_graph, n) for n in BUCKETS]
+        return [*chunks[:1], partial(self._run_graph, drawing), *chunks[1:]]
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
         """Launch a graph, with the CPU ready for what it may ask.
@@ -355,14 +365,19 @@ class CapturedStep:
     def _read_chunk(self, input_ids: list[int], begin: int, kv_cache: KVCache) -> Tensor:
         chunk, num_real = self.chunk, len(input_ids)
         size = next(bucket for bucket in BUCKETS if bucket >= num_real)
-        key = ("chunk", size)
+        graph = self._chunk_graph(size)
+        address, capacity = kv_cache.storage
+        chunk.state.copy_(torch.tensor([begin, address, capacity, num_real]))
+        chunk.ids[:num_real] = torch.tensor(input_ids)
+        self._replay(graph)
+        return self._checked(chunk.logits.clone())
+
+    def _chunk_graph(self, size: int) -> torch.cuda.CUDAGraph:
+        """The graph of a chunk of that many tokens, captured when first asked for."""
+        chunk, key = self.chunk, ("chunk", size)
         if key not in self._graphs:
             scratch = self._scratch(size)
             chunk.state.copy_(torch.tensor([0, scratch.data_ptr(), size, size]))
             launch = partial(chunk.forward, size)
             self._graphs[key] = capture(launch, self._counts, self._device)
-        address, capacity = kv_cache.storage
-        chunk.state.copy_(torch.tensor([begin, address, capacity, num_real]))
-        chunk.ids[:num_real] = torch.tensor(input_ids)
-        self._replay(self._graphs[key])
-        return self._checked(chunk.logits.clone())
+        return self._graphs[key]

@@ -81,6 +81,8 @@ def chat(
     progress.say_warnings()
     session = _new_session(backend, screen, setup)
     sessions.append(session)
+    sampling = setup.settings.sampling
+    worker.submit(lambda: backend.warm_up(sampling, lambda: worker.is_wanted))  # while they type
     try:
         return Repl(session, worker, prompt, setup.runners, debug=setup.debug).run(setup)
     finally:

@@ -102,6 +102,11 @@ class Worker:
         while (task := self._tasks.get()) is not None:
             task.run()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a call waits for the one under way."""
+        return not self._tasks.empty()
+
     def submit(self, call: Callable[[], ResultT]) -> Task[ResultT]:
         """Make a call as soon as those before it have ended."""
         task = Task(call)

@@ -9,7 +9,7 @@ import torch
 HAS_CUDA = torch.cuda.is_available()
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
-from erniechat.generation.generate import Limits, decode  # noqa: E402
+from erniechat.generation.generate import Limits, decode, drawing_of  # noqa: E402
 from erniechat.generation.sampling import Sampler  # noqa: E402
 from erniechat.model.decoder import Decoder, DecoderWeights  # noqa: E402
 from erniechat.model.device_step import CapturedStep, build_chunk, build_step  # noqa: E402
@@ -286,6 +286,26 @@ def test_replies_drawn_on_the_device_repeat_by_their_seed(model):
         texts = [run_of(captured, kv_cache, logits, sampler, seed)[0] for seed in (1, 1, 2)]
         assert texts[0] == texts[1] != texts[2]
         assert max(texts[0]) < 90
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")
+def test_a_reply_after_the_preparations_captures_nothing_and_is_the_same(model):
+    _, kv_cache = model.caches(model.ids(1))
+    prompt, sampler = model.ids(45), Sampler(20.0, top_p=0.9)
+    replies = []
+    for is_prepared in (False, True):
+        captured = CapturedStep(model.step, build_chunk(model.step, model.store), DEVICE)
+        if is_prepared:
+            counts = model.store.counts.clone()
+            for prepare in captured.preparations(drawing_of(sampler, 90, 0)):
+                prepare()
+            assert torch.equal(model.store.counts, counts)
+        num_graphs = len(captured._graphs)
+        kv_cache.forget_from(0)
+        logits = Captured(captured).forward(prompt, kv_cache)[-1]
+        replies.append(run_of(captured, kv_cache, logits, sampler, 1)[0])
+        assert len(captured._graphs) == (num_graphs if is_prepared else 2)
+    assert replies[0] == replies[1]
 
 
 @pytest.mark.parametrize(("held", "length"), [(0, 2), (0, 16), (70, 9), (130, 40)])

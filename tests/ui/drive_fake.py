@@ -20,7 +20,7 @@ from erniechat.errors import (
     TimeLimitError,
 )
 from erniechat.events import ContextGrown, Progress, TextDelta, ToolCall, TurnEnd, Usage
-from erniechat.options import BenchOptions, LoadOptions
+from erniechat.options import BenchOptions, LoadOptions, SamplingOptions
 from tests.fakes import INFO, FakeBackend, Pause, Script, thinking, words
 from tests.ui.markdown_documents import PROGRAM
 
@@ -96,7 +96,19 @@ SCENARIOS: dict[str, list[Script]] = {
     "roads": [words("Some roads: " + ", ".join(f"road {n}" for n in range(40)), 0.03)],
     "code": [words(f"```python\n{PROGRAM}\n```\nDone.", 0.02)],
     "silent": [[Pause(30), TextDelta("late")]],
+    "warms-up": [],
 }
+
+
+class Warming(FakeBackend):
+    """Warms up for a minute unless it is told to stop, and answers with how often it did."""
+
+    def warm_up(self, sampling: SamplingOptions, stop: Callable[[], bool]) -> None:
+        super().warm_up(sampling, stop)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not stop():
+            time.sleep(0.01)
+        self.scripts = [words(f"Warmed up {len(self.warm_ups)} times.")]
 
 
 def load(scenario: str) -> Callable[..., ChatBackend]:
@@ -117,7 +129,8 @@ def load(scenario: str) -> Callable[..., ChatBackend]:
         info = dataclasses.replace(
             INFO, model=options.model, quant=quant, has_chat_template=template
         )
-        return FakeBackend(SCENARIOS[scenario], info)
+        kind = Warming if scenario == "warms-up" else FakeBackend
+        return kind(SCENARIOS[scenario], info)
 
     return load_engine
 

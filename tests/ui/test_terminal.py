@@ -80,6 +80,16 @@ def test_a_stop_keeps_the_part_and_typed_ahead_text(key: str):
         assert run.lines[-1] == "goodbye · 2 exchanges"
 
 
+def test_the_model_warms_up_while_the_user_types_and_no_longer():
+    with erniechat("warms-up", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("Warmed up 1 times.")
+        ready(run)
+        run.send("\x04")
+        assert run.end() == 0
+
+
 def test_the_answer_streams():
     with erniechat("slow", *MODEL) as run:
         ready(run)
