@@ -14,7 +14,6 @@ from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import Machine, expert_places, fit, num_tail_slots, this_machine
-from erniechat.hub.feed import check_online
 from erniechat.machine import keep_figures, kept_figures
 from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
 from erniechat.model.assembly import assemble
@@ -23,13 +22,13 @@ from erniechat.model.disk_assembly import Residency
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
-from erniechat.planning import Plan, ShardsNeeded, context_length, copy_folder, make_plan
+from erniechat.planning import Plan, context_length, copy_folder, make_plan
 from erniechat.profiles import keep_profile, known_profile
 from erniechat.prompts import PromptTools
 from erniechat.resolve import locate
 from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
 from erniechat.start_plan import check_disk, what_fits
-from erniechat.weights import fetch_all, finished_weights
+from erniechat.weights import finished_weights
 from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
@@ -81,12 +80,7 @@ def load_engine(
     early = early or find_early(options)
     files = early.files
     try:
-        try:
-            plan = make_plan(files, options)
-        except ShardsNeeded as exc:
-            check_online(exc.hub, offline=options.offline)
-            fetch_all(exc.hub, report)
-            plan = make_plan(files, options)
+        plan = make_plan(files, options)
         set_threads(options.threads)
         if plan.formats.linear_backend.name == "triton":
             import_launchers()

@@ -10,7 +10,7 @@ from typing import Any
 import platformdirs
 import torch
 
-from erniechat.errors import ModelError, UsageError
+from erniechat.errors import UsageError
 from erniechat.hub.feed import check_online
 from erniechat.hub.fetch import has_header, shard_header
 from erniechat.hub.listing import HubModel
@@ -30,15 +30,6 @@ from quant.kernels import backend_for
 DEFAULT_QUANT = "nf4"
 DEFAULT_MAX_CONTEXT = 32_768
 NUM_HEADER_REQUESTS = 8  # at one time
-QUANTIZED_MARK = b".quant_state.bitsandbytes__"
-
-
-class ShardsNeeded(ModelError):
-    """A checkpoint that bitsandbytes has quantized to 4 bits has its shapes inside its shards."""
-
-    def __init__(self, hub: HubModel) -> None:
-        super().__init__(f"{len(hub.missing)} files of {hub.name} are not here", "fetch them")
-        self.hub = hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +57,12 @@ def make_plan(files: ModelFiles, options: LoadOptions) -> Plan:
 
     Raises:
         UsageError: If the options do not suit the model or the machine.
-        ShardsNeeded: If its shapes are inside its shards, and they are not here.
         ModelError: If the checkpoint cannot be read.
     """
     if files.folder.is_file():
         checkpoint: Checkpoint = GgufCheckpoint(files.folder)
     else:
         headers = _headers(files.hub, offline=options.offline) if files.hub else {}
-        if files.hub and any(QUANTIZED_MARK in header.text for header in headers.values()):
-            raise ShardsNeeded(files.hub)
         checkpoint = Checkpoint(files.folder, headers)
     family = family_of(checkpoint.config)
     config = family.parse_config(checkpoint.config)

@@ -3,17 +3,14 @@
 from typing import Any
 
 from erniechat.doctor import known_speeds
-from erniechat.errors import ModelError
 from erniechat.events import StartNotice
 from erniechat.fetch_plan import FetchPlan
-from erniechat.hub.feed import missing_nbytes
-from erniechat.hub.listing import HubModel
 from erniechat.loader import check_memory
 from erniechat.memory_plan import MemoryPlan, Speeds
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, growth_text, plan_facts
-from erniechat.planning import Plan, ShardsNeeded, make_plan
+from erniechat.planning import Plan, make_plan
 from erniechat.resolve import ModelFiles, locate
 from erniechat.sizes import shown_size
 from erniechat.start_plan import StartPlan, start_plan
@@ -34,10 +31,7 @@ def first_start_notice(files: ModelFiles, options: LoadOptions) -> StartNotice |
     """
     if files.hub is None or not files.hub.missing:
         return None
-    try:
-        found = start_plan(make_plan(files, options), options, check_memory)
-    except ShardsNeeded:
-        return _quantized_notice(files.hub, options)
+    found = start_plan(make_plan(files, options), options, check_memory)
     return _notice(found, options) if found.fetch.download_nbytes else None
 
 
@@ -49,10 +43,7 @@ def full_notice(options: LoadOptions) -> StartNotice:
         ModelError: If the model cannot be had or is no model.
     """
     files = locate(options)
-    try:
-        found = start_plan(make_plan(files, options), options, check_memory)
-    except ShardsNeeded as exc:
-        return _quantized_notice(exc.hub, options)
+    found = start_plan(make_plan(files, options), options, check_memory)
     notice = _notice(found, options)
     if found.memory is None:
         return notice
@@ -93,7 +84,9 @@ def _what(fetch: FetchPlan, found: StartPlan) -> str:
         steps.append(f"download {fetch.download_nbytes / GB:.1f} GB ({files})")
     weights = finished_nbytes(found.plan.readings, found.plan.formats) / GB
     keeps = fetch.keep_nbytes > 0
-    steps += ["quantize", f"keep {weights:.1f} GB for next time" if keeps else "keep nothing"]
+    is_taken = found.plan.checkpoint.quantized_format == found.plan.quant
+    steps.append(f"take {found.plan.quant} as it is" if is_taken else "quantize")
+    steps += [f"keep {weights:.1f} GB for next time" if keeps else "keep nothing"]
     return f"plan   {', '.join(steps)}"
 
 
@@ -139,18 +132,3 @@ def _facts(found: StartPlan, options: LoadOptions) -> dict[str, Any]:
         "fits": problem is None,
         "problem": problem and {"message": problem.message, "hint": problem.hint},
     }
-
-
-def _quantized_notice(hub: HubModel, options: LoadOptions) -> StartNotice:
-    """Of a checkpoint that bitsandbytes has quantized: its shapes are inside its shards."""
-    if options.offline:
-        raise ModelError(f"offline, and {len(hub.missing)} files of {hub.name} are not here")
-    download = sum(missing_nbytes(hub))
-    whole = sum(shard.nbytes for shard in hub.shards)
-    lines = (
-        f"{options.model} · {hub.commit[:12]} · as bitsandbytes has quantized it",
-        f"plan   download {download / GB:.1f} GB ({len(hub.missing)} of {len(hub.shards)} files), "
-        f"keep about {whole / GB:.1f} GB for next time; memory is planned once it is here",
-    )
-    facts = {"model": hub.name, "commit": hub.commit, "download_nbytes": download}
-    return StartNotice(lines, download, whole, facts, None)

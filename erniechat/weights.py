@@ -9,15 +9,13 @@ from typing import Any
 from erniechat.errors import DiskLimitError
 from erniechat.events import Progress
 from erniechat.hub.failures import FULL
-from erniechat.hub.feed import ShardFeed, missing_nbytes
-from erniechat.hub.listing import HubModel
+from erniechat.hub.feed import ShardFeed
 from erniechat.model.conversion import Unit, finished_nbytes, plan_units
 from erniechat.model.delivery import Sink, convert
 from erniechat.model.gguf_checkpoint import loss_of
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder
 from erniechat.repair import repair
-from erniechat.start_plan import disk_of
 from quant.copy import MemoryWeights, QuantizedCopy, WeightSource
 from quant.copy_writer import CopyWriter
 from quant.memory import host_memory
@@ -73,27 +71,6 @@ def _tell_loss(plan: Plan, warn: Warn) -> None:
     """Say so where weights that are quantized already are quantized once more."""
     if loss := loss_of(plan.checkpoint, plan.quant):
         warn(loss)
-
-
-def fetch_all(hub: HubModel, report: Report | None) -> None:
-    """Bring all shards of a model here.
-
-    Raises:
-        ModelError: If one cannot be had.
-        DiskLimitError: If the disk does not hold them.
-    """
-    needed = sum(missing_nbytes(hub))
-    free = disk_of(hub.folder).free_nbytes
-    if needed > free:
-        raise DiskLimitError(
-            f"{hub.name} does not fit on the disk of {hub.folder}: {needed / 1e9:.1f} GB are to be "
-            f"fetched, {free / 1e9:.1f} GB are free",
-            f"free {(needed - free) / 1e9:.1f} GB",
-        )
-    tell = report or (lambda progress: None)
-    paths = {hub.folder / shard.name for shard in hub.shards}
-    with ShardFeed(hub, paths, lambda *at: tell(Progress("download", *at))) as feed:
-        feed.wait_for_all()
 
 
 def _check_fallback(plan: Plan, folder: Path, exc: OSError) -> None:

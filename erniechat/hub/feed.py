@@ -132,16 +132,6 @@ class ShardFeed:
                     raise self._errors[0]
                 self._changed.wait(POLL_SECONDS)
 
-    def wait_for_all(self) -> None:
-        """Return once every shard is here.
-
-        Raises:
-            ErnieChatError: If one cannot be had.
-        """
-        self.wait_for(
-            path for path, released in zip(self._paths, self._released, strict=True) if not released
-        )
-
     def release(self, path: Path) -> None:
         """A shard is not needed any more; where originals are not kept it is deleted."""
         index = self._paths.index(path)

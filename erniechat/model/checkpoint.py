@@ -21,12 +21,16 @@ from quant.tensor import QuantTensor
 
 @dataclass(frozen=True, slots=True)
 class StoredQuantized:
-    """A weight that bitsandbytes has quantized: the tensors that make it up."""
+    """A weight that bitsandbytes has quantized: the tensors that make it up.
+
+    Attributes:
+        shape: Of the weight; None if that stands in a file that is not here yet.
+    """
 
     name: str
     codes: StoredTensor
     companions: Mapping[str, StoredTensor]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     format: str
 
     @property
@@ -127,24 +131,36 @@ def _group(tensors: list[StoredTensor]) -> list[Stored]:
         by_name[tensor.name] = tensor
     grouped: dict[str, Stored] = {}
     used: set[str] = set()
+    here = {path: path.exists() for path in {tensor.path for tensor in tensors}}
     for name, tensor in by_name.items():
         companions = _companions(name, by_name)
         if not companions:
             continue
         used.update((name, *(part.name for part in companions.values())))
         if "SCB" in companions:
-            shape, kind = tensor.shape, "int8"
+            grouped[name] = StoredQuantized(name, tensor, companions, tensor.shape, "int8")
         else:
-            state_name = next((n for n in companions if n.startswith(STATE_PREFIX)), "")
-            if not state_name:
-                raise CheckpointError(f"{shown(name)} has no quant_state", "fetch the model again")
-            try:
-                state = parse_state(companions[state_name].read())
-            except QuantError as exc:
-                raise CheckpointError(f"{shown(name)}: {exc}", "fetch the model again") from exc
-            shape, kind = state["shape"], state["quant_type"]
-        grouped[name] = StoredQuantized(name, tensor, companions, shape, kind)
+            grouped[name] = _stored_4bit(tensor, companions, here)
     return [grouped.get(n, t) for n, t in by_name.items() if n in grouped or n not in used]
+
+
+def _stored_4bit(
+    codes: StoredTensor, companions: Mapping[str, StoredTensor], here: Mapping[Path, bool]
+) -> StoredQuantized:
+    """A weight in 4 bits, whose shape its quant_state tells; the format is in that one's name."""
+    name = codes.name
+    state_name = next((n for n in companions if n.startswith(STATE_PREFIX)), "")
+    if not state_name:
+        raise CheckpointError(f"{shown(name)} has no quant_state", "fetch the model again")
+    stored = companions[state_name]
+    if not here[stored.path]:
+        kind = state_name.removeprefix(STATE_PREFIX)
+        return StoredQuantized(name, codes, companions, None, kind)
+    try:
+        state = parse_state(stored.read())
+    except QuantError as exc:
+        raise CheckpointError(f"{shown(name)}: {exc}", "fetch the model again") from exc
+    return StoredQuantized(name, codes, companions, state["shape"], state["quant_type"])
 
 
 def _companions(name: str, by_name: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -79,7 +79,7 @@ def plan_readings(checkpoint: Checkpoint, family: Family, config: ModelConfig) -
     _refuse(missing, "is missing", "are missing")
     _refuse(twice, "is stored twice", "are stored twice")
     for reading in readings:
-        _check_shape(reading)
+        _check_shape(reading, reading.stored.shape)
         _check_dtype(reading.stored)
     return readings
 
@@ -117,9 +117,11 @@ def _refuse(names: list[str], singular: str, plural: str) -> None:
         )
 
 
-def _check_shape(reading: Reading) -> None:
+def _check_shape(reading: Reading, shape: tuple[int, ...] | None) -> None:
+    """Refuse a shape that config.json does not say; None is one that is not known yet."""
     stored, slot = reading.stored, reading.slot
-    shape = stored.shape
+    if shape is None:
+        return
     wanted = reading.piece.stored_shape or slot.shape
     if isinstance(slot, Dense) and slot.role == "correction_bias" and shape == (1, *wanted):
         return  # as the hub has it; [num_experts] elsewhere
@@ -255,6 +257,7 @@ def _quantized(reading: Reading, weight_format: Format) -> QuantTensor:
     try:
         if isinstance(stored, StoredQuantized):
             weight = stored.read()
+            _check_shape(reading, tuple(weight.shape))
             if isinstance(weight, QuantTensor) and weight.format == weight_format.name:
                 return weight
             return quantize(weight_format, _floats(weight))
