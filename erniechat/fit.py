@@ -148,8 +148,13 @@ def fit(
 
 
 def reachable_context(plan: MemoryPlan) -> int:
-    """Tokens that a cache can grow to while experts leave the GPU for what the RAM has left."""
+    """Tokens that a cache can grow to while experts leave the GPU for what the RAM has left.
+
+    Where some experts live on disk, those that leave may join them.
+    """
     room = plan.left_nbytes("RAM") // plan.sizes.expert_nbytes - MOST_GROWTHS
+    if plan.num_experts("disk"):
+        room = plan.num_experts("GPU")
     leaving = min(plan.num_experts("GPU"), max(0, room))
     return plan.context_length + int(leaving / plan.leaving_per_token)
 

@@ -247,8 +247,15 @@ def test_it_grows_only_as_far_as_ram_takes_experts():
 
 def test_where_ram_is_full_the_whole_context_is_planned():
     taken = plan_21b(6).nbytes("RAM") / GIB
-    plan = plan_21b(6, taken)
+    plan = plan_21b(6, taken + 256 / 1024 - 0.5)
     assert plan.context_length == plan.longest_context == 32_768
+    assert plan.num_experts("disk") in (224, 225)  # for 24,576 tokens, as with --ctx
+
+
+def test_experts_that_leave_may_join_those_on_disk():
+    plan = plan_21b(6, 3)
+    assert plan.num_experts("disk") > 0
+    assert plan.longest_context == 8192 + plan.num_experts("GPU") * EXPERT // 57_344
 
 
 def test_a_cache_that_leaves_no_room_for_experts_is_planned_short():

@@ -36,7 +36,7 @@ def test_jsonl_has_a_line_for_each_event():
 
 
 def test_a_context_that_grew_is_told_where_it_does_not_disturb_the_answer():
-    said = b"note: context grew to 16,384 tokens; 212 experts moved to RAM\n"
+    said = b"note: context grew to 16,384 tokens; 212 experts left the GPU\n"
     done = run("grows", *HI)
     assert done.stdout == b"The answer is 42.\n"
     assert done.stderr.endswith(said)
@@ -45,7 +45,7 @@ def test_a_context_that_grew_is_told_where_it_does_not_disturb_the_answer():
     assert said in run("grows", *HI, "--json").stderr
     events = lines(run("grows", *HI, "--jsonl").stdout)
     assert [event for event in events if event["type"] == "context"] == [
-        {"type": "context", "tokens": 16384, "experts_moved": 212}
+        {"type": "context", "tokens": 16384, "experts_left": 212}
     ]
 
 

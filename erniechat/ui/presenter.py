@@ -207,7 +207,7 @@ class JsonlPresenter:
                 case BudgetReached(num_tokens):
                     self.say("budget", tokens=num_tokens)
                 case ContextGrown(num_tokens, num_experts):
-                    self.say("context", tokens=num_tokens, experts_moved=num_experts)
+                    self.say("context", tokens=num_tokens, experts_left=num_experts)
                 case ToolCall():
                     arguments = call_arguments(event)
                     self.say("tool_call", id=event.id, name=event.name, arguments=arguments)

@@ -115,4 +115,4 @@ def thought_line(seconds: str, num_tokens: int, budget_reached: bool = False) ->
 def growth_line(growth: ContextGrown) -> str:
     """The line that says what a longer conversation has cost."""
     experts = "1 expert" if growth.num_experts == 1 else f"{growth.num_experts:,} experts"
-    return f"context grew to {growth.num_tokens:,} tokens; {experts} moved to RAM"
+    return f"context grew to {growth.num_tokens:,} tokens; {experts} left the GPU"

@@ -174,10 +174,14 @@ class DiskExpertStore:
 
     def exchange(self, leaving: ExpertKey, coming: ExpertKey) -> None:
         """Give an expert's slot to another, which is read meanwhile."""
-        if leaving in self._cache:
-            self._leave(leaving)
-            self._cache.drop(leaving)
+        self.drop(leaving)
         self.warm([coming])
+
+    def drop(self, key: ExpertKey) -> None:
+        """Free an expert's slot, if it has one."""
+        if key in self._cache:
+            self._leave(key)
+            self._cache.drop(key)
 
     def take(self, key: ExpertKey) -> ExpertWeights:
         """An expert that is in RAM, or on its way; valid until it leaves.

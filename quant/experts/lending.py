@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from quant.errors import QuantError
 from quant.experts.placement import ExpertKey
+from quant.experts.pool import NO_SLOT
 from quant.experts.tiered import TieredExpertStore
 
 
@@ -96,13 +97,15 @@ class SlotLender:
         """Slots that cannot be lent, however little room the experts have elsewhere."""
         store = self._store
         fixed = self._fixed()
-        # New memory is a slot larger than what it holds.
-        room = store.host.num_free + max(0, self._ram_room // store.pool.slot_nbytes - 1)
-        least = len(store.resident) + len(fixed) + 1 - room
-        return max(least, len(fixed) + 1, max(fixed, default=-1) + 1)
+        least = max(len(fixed), max(fixed, default=-1)) + 1
+        if store.tail is not None:
+            return least
+        return max(least, len(store.resident) + len(fixed) + 1 - self._num_places)
 
     def lend(self, num_kept: int) -> int:
-        """Let go of all slots from num_kept on; returns how many experts left for RAM.
+        """Let go of all slots from num_kept on; returns how many experts left.
+
+        They go to RAM, and of those that do not fit there the coldest to the store's tail.
 
         Raises:
             QuantError: If that cannot be; then everything is as it was.
@@ -117,15 +120,17 @@ class SlotLender:
             num_kept,
             self._known_hits(),
         )
-        num_new = len(departure.leaving) - store.host.num_free
-        needed = (num_new + 1) * store.pool.slot_nbytes if num_new > 0 else 0
-        if needed > self._ram_room:
+        leaving = departure.leaving
+        num_far = max(0, len(leaving) - self._num_places)
+        if num_far and store.tail is None:
             raise QuantError(
-                f"{num_new} experts of {store.pool.slot_nbytes:,} bytes more do not fit into RAM"
+                f"{num_far} of {len(leaving)} experts of {store.pool.slot_nbytes:,} bytes more do "
+                "not fit into RAM"
             )
-        places = store.host.take(len(departure.leaving))
+        places = store.host.take(len(leaving) - num_far)
+        moves = zip(leaving, [NO_SLOT] * num_far + places, strict=True)
         try:
-            store.carry_all([*zip(departure.leaving, places, strict=True), *departure.moving])
+            store.carry_all([*moves, *departure.moving])
         except BaseException:  # Ctrl-C too: who has left by then is where it went
             store.host.give_back(set(places) - self._slots(store.pinned))
             raise
@@ -135,21 +140,26 @@ class SlotLender:
         return len(departure.leaving)
 
     def take_back(self, num_usable: int) -> int:
-        """Have slots up to num_usable for experts again; returns how many came back from RAM."""
+        """Have slots up to num_usable for experts again; returns how many came back.
+
+        Raises:
+            QuantError: If one of the tail's cannot be read.
+        """
         store = self._store
         store.num_usable = max(store.num_usable, min(num_usable, len(store.pool.data)))
         taken = {*self._fixed(), store.spare, *self._slots(store.resident)}
         free = [slot for slot in range(store.num_usable) if slot not in taken]
         hits = self._known_hits()
-        pinned = sorted(store.pinned, key=lambda key: (-hits(key), key))[: len(free)]
-        left = self._slots(pinned)
+        away = store.pinned if store.tail is None else store.pinned | store.tail.keys
+        coming = sorted(away, key=lambda key: (-hits(key), key))[: len(free)]
+        left = self._slots(store.pinned.intersection(coming))
         try:
-            store.carry_all(list(zip(pinned, free, strict=False)))
+            store.carry_all(list(zip(coming, free, strict=False)))
         finally:
             store.host.give_back(left - self._slots(store.pinned))
         self._tidy()
         self._share_rows()
-        return len(pinned)
+        return len(coming)
 
     def _tidy(self) -> None:
         """Experts that stay in RAM fill what was there first, so that the rest of it can go."""
@@ -165,8 +175,11 @@ class SlotLender:
             store.host.give_back(touched - self._slots(store.pinned))
 
     @property
-    def _ram_room(self) -> int:
-        return min(self._ram_nbytes - self._store.host.added_nbytes, self._ram_free())
+    def _num_places(self) -> int:
+        """Experts that the RAM still takes; new memory is a slot larger than what it holds."""
+        host, size = self._store.host, self._store.pool.slot_nbytes
+        room = min(self._ram_nbytes - host.added_nbytes, self._ram_free())
+        return host.num_free + max(0, room // size - 1)
 
     def _slots(self, keys: Iterable[ExpertKey]) -> set[int]:
         return {self._store.slot(key) for key in keys}

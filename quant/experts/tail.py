@@ -118,3 +118,28 @@ class ExpertTail:
             self._disk.exchange(leaving, coming)
             self._keys.remove(leaving)
             self._keys.add(coming)
+
+    def join(self, key: ExpertKey) -> None:
+        """Have an expert that has no other place any more; it is read when it is asked for."""
+        with self._lock:
+            self._keys.add(key)
+
+    def bring(self, key: ExpertKey) -> ExpertWeights:
+        """An expert, read if it is not in RAM; to be copied at once.
+
+        Raises:
+            QuantError: If the disk cannot be read.
+        """
+        with self._lock:
+            return self._disk.ensure(key.layer_idx, [key.expert_idx])[0]
+
+    def part(self, key: ExpertKey) -> None:
+        """Let an expert go that has another place now."""
+        with self._lock:
+            self._disk.drop(key)
+            self._keys.remove(key)
+
+    @property
+    def keys(self) -> set[ExpertKey]:
+        """Who is in the tail."""
+        return set(self._keys)

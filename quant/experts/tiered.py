@@ -233,7 +233,10 @@ class TieredExpertStore(PooledExpertStore):
     def carry_all(self, moves: Sequence[tuple[ExpertKey, int]]) -> None:
         """Bring experts to slots that nobody is in by then, one after the other.
 
-        The slots are the GPU's or the host's, as are those that they are in. Waits for the device.
+        The slots are the GPU's or the host's, or NO_SLOT for the tail. Waits for the device.
+
+        Raises:
+            QuantError: If the disk cannot be read.
         """
         if not moves:
             return
@@ -245,11 +248,17 @@ class TieredExpertStore(PooledExpertStore):
             self._publish({key.layer_idx for key, _ in moves})
 
     def _carry(self, key: ExpertKey, slot: int) -> None:
-        here, there = self._memory(self.slot(key)), self._memory(slot)
-        there.copy_(here)
+        before = self.slot(key)
+        if self.tail is not None and slot == NO_SLOT:
+            self.tail.join(key)
+        elif self.tail is not None and before == NO_SLOT:
+            self.pool.write_in(self._memory(slot), self.tail.bring(key), _copy)
+            self.tail.part(key)
+        else:
+            self._memory(slot).copy_(self._memory(before))
         self._slot_of[key.layer_idx][key.expert_idx] = slot
         if self.host.holds(slot):
-            self.server.place(*key, self.pool.expert_in(there))
+            self.server.place(*key, self.pool.expert_in(self._memory(slot)))
         else:
             self.server.forget(*key)
 

@@ -14,7 +14,9 @@ from erniechat.model.synthetic import random_weights
 from quant.copy import QuantizedCopy
 from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
+from quant.experts.lending import SlotLender
 from quant.experts.placement import ExpertKey
+from quant.experts.pool import NO_SLOT
 from quant.experts.tiered import TieredExpertStore
 from quant.figures import KeptFigures
 from quant.formats import FORMATS
@@ -105,6 +107,41 @@ def test_each_expert_is_where_it_should_be(copy, formats):
     assert {use.name: use.experts_run for use in store.uses} == {
         "GPU": 0, "bus": 0, "RAM": 4, "disk": 4,
     }  # fmt: skip
+    store.close()
+
+
+def test_experts_that_leave_for_a_cache_join_those_on_disk_and_return(copy, formats):
+    ram, disk = KEYS[2:4], KEYS[12:]
+    places = ExpertPlaces(ram, disk, figures=known(), cache_tokens=4)
+    store = build(copy, formats, places, Residency(3, disk[:2]))
+    before, total = store.resident, store.num_usable
+    lender = SlotLender(store, 0, lambda: 1 << 40)  # there is no RAM for any of them
+
+    def check() -> None:
+        store.pool.data[store.num_usable :].fill_(0xFF)
+        for key in store.resident:
+            found, expected = store.pool.expert(store.slot(key)), expert_of(copy, *key)
+            for one, other in ((found.gate_up, expected.gate_up), (found.down, expected.down)):
+                assert all(torch.equal(one.parts[name], other.parts[name]) for name in other.parts)
+
+    assert lender.lend(total - 6) == 6
+    gone = before - store.resident
+    assert len(gone) == 6
+    assert all(store.slot(key) == NO_SLOT and key in store.tail for key in gone)
+    assert {key for key in KEYS if store.is_pinned(key)} == set(ram)
+    check()
+    for number, key in enumerate(sorted(gone), 1):
+        vector = torch.randn(CONFIG.hidden_size)
+        found = ask(store.server, number, [key.expert_idx], [1.0], vector, key.layer_idx)
+        expected = NativeBackend().routed_experts(
+            vector[None], torch.tensor([[0]]), torch.ones(1, 1), [expert_of(copy, *key)]
+        )
+        assert torch.equal(found, expected[0])
+    lender.hits = lambda key: float(key in before)
+    assert lender.take_back(total) == 6
+    assert store.resident == before
+    assert store.tail.keys == set(disk)
+    check()
     store.close()
 
 

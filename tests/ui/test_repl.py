@@ -70,7 +70,7 @@ def test_a_context_that_grew_is_a_line_under_the_answer(keys: PipeInput):
     grown = [ContextGrown(12_000, 30), *words("Fine."), ContextGrown(16_384, 1)]
     assert Chat(keys, [grown]).type("What is it?") == (
         "\nFine.\n\n1 tok · 0.2 tok/s\n"
-        "context grew to 16,384 tokens; 31 experts moved to RAM\n\ngoodbye · 1 exchange\n"
+        "context grew to 16,384 tokens; 31 experts left the GPU\n\ngoodbye · 1 exchange\n"
     )
 
 
