@@ -266,7 +266,7 @@ class StagedWeight:
 
 @contextmanager
 def device_errors() -> Iterator[None]:
-    """Within: errors of a device become `DeviceError`, with their first line.
+    """Within: errors of a device become `DeviceError`, with their first sentence.
 
     Raises:
         DeviceError: If torch reports one.
@@ -276,4 +276,5 @@ def device_errors() -> Iterator[None]:
     except DeviceError:
         raise
     except RuntimeError as exc:
-        raise DeviceError((str(exc).splitlines() or [type(exc).__name__])[0]) from exc
+        lines = str(exc).splitlines() or [type(exc).__name__]
+        raise DeviceError(lines[0].split(". ")[0]) from exc

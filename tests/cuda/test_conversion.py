@@ -84,7 +84,5 @@ def test_a_gpu_without_memory_leaves_the_work_to_the_cpu(tmp_path):
             writer.finish()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert len(warnings) == 1
-    assert warnings[0].startswith("the GPU cannot quantize (CUDA out of memory.")
-    assert "\n" not in warnings[0]
+    assert warnings == ["the GPU cannot quantize (CUDA out of memory); the CPU does the rest"]
     QuantizedCopy(tmp_path / "copy").verify()

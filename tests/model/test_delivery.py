@@ -125,7 +125,7 @@ def failing(monkeypatch, at: int) -> None:
 
     def fail(self, weight):
         if threading.current_thread() is threading.main_thread() and next(count) == at:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried much.\nmore lines")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried much.\nMore lines")
         return quantize(self, weight)
 
     monkeypatch.setattr(Codebook4, "quantize_unchecked", fail)
@@ -146,9 +146,7 @@ def test_where_the_device_fails_the_cpu_goes_on_and_says_so(checkpoint, tmp_path
             after=lambda unit: done.append(unit.targets),
         ),
     )  # fmt: skip
-    assert warnings == [
-        "the GPU cannot quantize (CUDA out of memory. Tried much.); the CPU does the rest"
-    ]
+    assert warnings == ["the GPU cannot quantize (CUDA out of memory); the CPU does the rest"]
     assert same_copies(actual, expected)
     assert done == [unit.targets for unit in plan_units(readings_of(checkpoint))]
     assert progress == sorted(set(progress))
@@ -231,7 +229,7 @@ def test_later_weights_are_read_while_an_earlier_one_is_delivered(checkpoint, mo
     convert(readings_of(checkpoint), formats_named("nf4"), Waiting(), **staged())
 
 
-def test_device_errors_are_known_by_their_first_line():
+def test_device_errors_are_known_by_their_first_sentence():
     known = pytest.raises(DeviceError, match=r"^CUDA error: an illegal memory access$")
     with known, staging.device_errors():
         raise RuntimeError("CUDA error: an illegal memory access\nCompile with TORCH_USE_…")
