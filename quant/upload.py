@@ -114,19 +114,19 @@ class _Lane(threading.Thread):
         super().__init__(name="upload", daemon=True)
         self.error: BaseException | None = None
         self.is_stopped = False
+        self._device = device
         self._pieces = pieces
-        is_cuda = device.type == "cuda"
-        self._stages = [
-            torch.empty(STAGE_NBYTES, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)
-        ]
+        self._stages: list[Tensor] = []
         self._sent: list[torch.cuda.Event | None] = [None, None]
         self._stream: torch.cuda.Stream | None = None
-        if is_cuda:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._turn = self._used = 0
 
     def run(self) -> None:
         """Copy pieces until there are no more."""
+        try:
+            self._open()
+        except BaseException as exc:
+            self.error = exc
         while (piece := self._pieces.get()) is not None:
             try:
                 if self.error is None and not self.is_stopped:
@@ -135,6 +135,15 @@ class _Lane(threading.Thread):
                 self.error = exc
             finally:
                 self._pieces.task_done()
+
+    def _open(self) -> None:
+        """Get the stages; to pin them takes some milliseconds each."""
+        is_cuda = self._device.type == "cuda"
+        if is_cuda:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stages = [
+            torch.empty(STAGE_NBYTES, dtype=torch.uint8, pin_memory=is_cuda) for _ in range(2)
+        ]
 
     def _copy(self, target: Tensor, source: Tensor, ready: "torch.cuda.Event | None") -> None:
         if self._used + len(source) > STAGE_NBYTES:

@@ -82,6 +82,21 @@ def test_an_error_of_a_thread_is_raised_and_nothing_hangs(monkeypatch, num_tenso
     assert not [t for t in threading.enumerate() if t.name == "upload"]
 
 
+@pytest.mark.parametrize("num_tensors", [0, 1, 200])
+def test_stages_that_cannot_be_had_are_an_error(monkeypatch, num_tensors):
+    def refuse(lane: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    def run() -> None:
+        with Uploader(DEVICE, is_staged=True) as uploader:
+            for _ in range(num_tensors):
+                uploader.move(torch.zeros(1000, dtype=torch.uint8))
+
+    monkeypatch.setattr(upload._Lane, "_open", refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run()
+
+
 @pytest.mark.usefixtures("several_threads")
 def test_an_error_of_the_caller_ends_the_threads():
     def broken_off() -> None:
