@@ -27,7 +27,9 @@ def test_every_expert_is_in_its_slot_once_the_uploader_is_left():
     formats = formats_named("nf4")
     weights = random_weights(CONFIG, FAMILY, formats)
     with Uploader(CPU, is_staged=True) as upload:
-        store = pooled_experts(CONFIG, weights, formats, CPU, upload, 2, ExpertPlaces())
+        store = pooled_experts(
+            CONFIG, weights, formats, CPU, upload, 2, ExpertPlaces(), torch.bfloat16
+        ).store
     slots = [slot for i in CONFIG.moe_layers for slot in store.slot_of[i].tolist()]
     assert sorted(slots) == list(range(2 * (4 + 2)))
     for layer_idx in CONFIG.moe_layers:
