@@ -197,6 +197,9 @@ def test_stdin_that_is_not_text_is_refused_with_the_offset():
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"character 1 is 0; name its --encoding" in done.stderr
     assert run("plain", *MODEL, "--encoding", "utf-16-le", stdin="hi".encode("utf-16-le")).stdout
+    done = run("plain", "-p", "x", *MODEL, "--tools", "/bin/sh")  # a file has no --encoding
+    assert b"text: byte 0x" in done.stderr
+    assert b"--encoding" not in done.stderr
     done = run("plain", "-p", "x", *MODEL, "--encoding", "utf-99")
     assert (done.returncode, done.stdout) == (2, b"")
     assert b'--encoding must be a text encoding that Python knows, got "utf-99"' in done.stderr

@@ -86,6 +86,17 @@ def test_usage_counts_every_token(engine: Engine) -> None:
     assert usage.thinking > 10
 
 
+def test_rows_that_are_no_token_are_never_sampled(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if only the first tokens of the vocabulary were defined: the embedding has more rows.
+    monkeypatch.setattr(engine.prompts.tokenizer, "num_tokens", 300)
+    usage = last(list(engine.stream_reply(SUM, SamplingOptions(seed=1, max_tokens=20)))).usage
+    written = engine._kv_cache.token_ids[usage.prompt :]
+    assert len(written) >= 10
+    assert max(written) < 300
+
+
 def test_with_thinking_off_there_is_only_an_answer(engine: Engine) -> None:
     events = list(engine.stream_reply(SUM, GREEDY, think="off"))
     assert joined(events, ThinkingDelta) == ""

@@ -5,13 +5,17 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from erniechat.cache import copy_paths, remove_copy
+from erniechat.chat.conversation import Message
+from erniechat.chat.session_file import SessionFile
 from erniechat.errors import UsageError
 from erniechat.ui.arguments import chat_parser, parse_arguments
-from erniechat.ui.helpers import info_page
+from erniechat.ui.helpers import info_page, sessions_page
 from tests.test_cli import ROOT, command, run
 
 
@@ -66,16 +70,27 @@ def test_what_is_kept_of_sessions_is_listed_and_deleted_too(tmp_path: Path):
     assert not copy.exists()
 
 
-def test_completion_scripts_offer_the_flags(tmp_path: Path):
-    script = tmp_path / "complete"
-    script.write_bytes(run("plain", "--completion", "bash").stdout)
-    ask = (
-        f"source {script}; COMP_WORDS=(erniechat --temp); COMP_CWORD=1;"
-        " $(complete -p erniechat | sed 's/.*-F \\([^ ]*\\) .*/\\1/'); echo ${COMPREPLY[@]}"
-    )
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=False)
-    assert done.stdout == "--temperature\n"
-    assert b"#compdef erniechat" in run("plain", "--completion", "zsh").stdout
+def test_a_name_that_is_no_copy_gets_the_nearest_not_all(monkeypatch: pytest.MonkeyPatch):
+    copies = [{"name": f"model-{letter}-nf4", "nbytes": 1, "state": "finished"} for letter in "abc"]
+    monkeypatch.setattr("erniechat.cache.list_copies", lambda: copies)
+    for call in (remove_copy, copy_paths):
+        with pytest.raises(UsageError, match=r'"model-b-nf"; did you mean model-b-nf4\?$'):
+            call("model-b-nf")
+        with pytest.raises(UsageError, match=r'"zz"; erniechat cache ls lists them$'):
+            call("zz")
+
+
+def test_a_session_is_shown_with_its_system_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    session = SessionFile(lambda text: None, {})
+    session.set_system("Be brief.")
+    session.add_message(Message("user", "Hi"))
+    session.close()
+    page = sessions_page("show", session.id, as_json=False)
+    assert page == "## System\n\nBe brief.\n\n## You\n\nHi\n"
+    (fact,) = json.loads(sessions_page("ls", "", as_json=True))
+    assert (fact["id"], fact["turns"], fact["tokens"]) == (session.id, 1, 0)
+    assert datetime.fromisoformat(fact["date"]).tzinfo is not None
 
 
 def test_the_man_page_has_every_flag_and_the_exit_statuses():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from erniechat.chat.conversation import Message
 from erniechat.chat.session_file import remove_session
 from erniechat.chat.sessions import find_session
 from erniechat.chat.transcript import transcript
@@ -52,7 +53,10 @@ def sessions_page(action: str, name: str, *, as_json: bool) -> str:
     if action == "show":
         chat = find_session(name)
         kind = "json" if as_json else "md"
-        return visible(transcript(chat.messages, kind)) + "".join(f"{d}\n" for d in chat.damage)
+        system = [Message("system", chat.system)] if chat.system else []
+        return visible(transcript([*system, *chat.messages], kind)) + "".join(
+            f"{d}\n" for d in chat.damage
+        )
     if as_json:
         return json.dumps(session_facts()) + "\n"
     rows = session_rows()

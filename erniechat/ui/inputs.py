@@ -51,10 +51,13 @@ class StdinReader:
         """
         if self._error is not None:
             raise UsageError(f"cannot read stdin: {self._error.strerror}")
-        return decode(b"".join(self._chunks), "stdin", encoding, errors)
+        hint = "name its --encoding, or take --errors replace"
+        return decode(b"".join(self._chunks), "stdin", encoding, errors, hint=hint)
 
 
-def decode(data: bytes, name: str, encoding: str = "utf-8", errors: str = "refuse") -> str:
+def decode(
+    data: bytes, name: str, encoding: str = "utf-8", errors: str = "refuse", *, hint: str = ""
+) -> str:
     """Bytes as text.
 
     Args:
@@ -62,12 +65,12 @@ def decode(data: bytes, name: str, encoding: str = "utf-8", errors: str = "refus
         name: What the message calls them.
         encoding: Their encoding.
         errors: refuse, or replace for U+FFFD in the place of what is no text.
+        hint: What to do about bytes that are no text.
 
     Raises:
         UsageError: If they are not, with the place of the first bad byte or zero.
     """
     shown = "UTF-8" if encoding == "utf-8" else encoding
-    hint = "name its --encoding, or take --errors replace"
     try:
         text = data.decode(encoding, "strict" if errors == "refuse" else errors)
     except UnicodeDecodeError as exc:

@@ -56,6 +56,11 @@ def test_min_p_is_a_share_of_the_likeliest() -> None:
     assert distribution(Sampler(min_p=0.3)) == pytest.approx([2 / 3, 1 / 3, 0, 0])
 
 
+def test_min_p_comes_after_top_p() -> None:
+    # Before it, the two that it leaves would have 2/3 and 1/3, and the first reach 0.6 alone
+    assert distribution(Sampler(top_p=0.6, min_p=0.3)) == pytest.approx([2 / 3, 1 / 3, 0, 0])
+
+
 def test_filters_apply_after_temperature() -> None:
     # At temperature 0.5 the first token has 64/88 = 0.727 and reaches 0.7 alone
     assert distribution(Sampler(temperature=0.5, top_p=0.7)) == pytest.approx([1, 0, 0, 0])

@@ -71,6 +71,17 @@ def test_every_matrix_is_quantized_from_its_own_rows(tmp_path, format_name):
     assert weights["layers.1.router"].dtype == torch.float32
 
 
+def test_the_router_is_float32_however_it_is_stored(tmp_path):
+    saved = {name: t.bfloat16() for name, t in hub_tensors(reference_model(MOE)).items()}
+    loaded = load(write_folder(tmp_path, MOE, saved), torch.bfloat16, format_name="nf4")
+    for weights in (loaded.weights, loaded.decoder.weights.tensors):
+        for name in ("layers.1.router", "layers.1.correction_bias"):
+            assert weights[name].dtype == torch.float32, name
+    stored = saved["model.layers.1.mlp.gate.weight"].float()
+    assert torch.equal(loaded.decoder.weights.tensors["layers.1.router"], stored)
+    prefill_logits(loaded.decoder, [1, 2, 3])
+
+
 def test_rows_quantized_in_several_ranges_are_those_of_one(tmp_path, monkeypatch):
     folder = SPELLINGS["fused"](tmp_path, MOE, reference_model(MOE))
     whole = load(folder, format_name="nf4").weights
