@@ -86,6 +86,25 @@ def test_usage_counts_every_token(engine: Engine) -> None:
     assert usage.thinking > 10
 
 
+def test_a_reply_that_is_cut_within_bytes_shows_what_came(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [engine.prompts.tokenizer.token_id(f"<0x{byte:02X}>") for byte in "鼊".encode()]
+    for num_bytes, text in ((3, "鼊"), (2, "\ufffd\ufffd")):
+        monkeypatch.setattr("erniechat.engine.decode", lambda *a, n=num_bytes: iter(ids[:n]))
+        events = list(engine.stream_reply(SUM, GREEDY, think="off"))
+        assert joined(events, TextDelta) == text
+        assert last(events).finish_reason == "length"
+
+
+def test_a_call_that_is_cut_comes_as_text(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = engine.prompts.tokenizer.encode('<tool_call>{"name": "get')
+    monkeypatch.setattr("erniechat.engine.decode", lambda *a: iter(ids))
+    events = list(engine.stream_reply(SUM, GREEDY, think="off", tools=[WEATHER]))
+    assert joined(events, TextDelta) == '{"name": "get'
+    assert last(events).finish_reason == "length"
+
+
 def test_rows_that_are_no_token_are_never_sampled(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

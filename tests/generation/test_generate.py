@@ -80,6 +80,22 @@ def test_padding_rows_are_never_sampled() -> None:
     assert write(model, kv_cache, logits, Limits(set(), 3, NUM_TOKENS)) == [49, 0, 1]
 
 
+def test_the_penalty_counts_the_prompt_and_the_reply() -> None:
+    class Even(Successor):
+        def forward(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
+            return super().forward(input_ids, kv_cache) + 1  # tokens that do not follow have 1
+
+    model, kv_cache = Even(), new_cache()
+    _, logits = read(model, kv_cache, [7, 2, 6])
+    assert logits is not None
+    # 7 follows, but has 11 / 20 where others have 1: 0 is the first of them. After 1 it is 2's turn
+    # to be passed over.
+    penalty = Sampler(temperature=0, repetition_penalty=20)
+    limits = Limits(set(), 4, NUM_TOKENS)
+    written = decode(model, kv_cache, logits, penalty, limits, torch.Generator(), never)
+    assert list(written) == [0, 1, 3, 4]
+
+
 def test_the_last_token_is_not_computed_before_it_is_needed() -> None:
     model, kv_cache = Successor(), new_cache()
     _, logits = read(model, kv_cache, [5])
