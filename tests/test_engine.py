@@ -1,5 +1,6 @@
 """The engine on the built-in model: events, counts, the KV cache between turns, stopping."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +23,7 @@ from erniechat.events import (
 from erniechat.model.run_ahead import Drawing
 from erniechat.options import LoadOptions, SamplingOptions
 from quant.errors import QuantError
+from quant.memory import host_memory
 from tests.engines import joined, last, load_mini, mini_in_float32
 
 GREEDY = SamplingOptions(temperature=0)
@@ -103,6 +105,47 @@ def test_a_call_that_is_cut_comes_as_text(engine: Engine, monkeypatch: pytest.Mo
     events = list(engine.stream_reply(SUM, GREEDY, think="off", tools=[WEATHER]))
     assert joined(events, TextDelta) == '{"name": "get'
     assert last(events).finish_reason == "length"
+
+
+def test_a_mark_of_ours_in_raw_text_is_a_replacement_character(engine: Engine) -> None:
+    events = list(engine.stream_completion("a\ufdd0b", SamplingOptions(max_tokens=1)))
+    assert last(events).usage.prompt == engine.count_tokens("a\ufffdb", raw=True)
+    assert last(events).usage.prompt > engine.count_tokens("ab", raw=True)
+
+
+def test_a_prompt_as_long_as_the_context_leaves_no_room_and_one_less_leaves_a_token(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "one two three four five six"
+    length = engine.count_tokens(text, raw=True)
+    info = engine.info
+    monkeypatch.setattr(engine, "_info", dataclasses.replace(info, context_length=length))
+    with pytest.raises(ContextLengthError, match=f"the prompt has {length} tokens"):
+        list(engine.stream_completion(text, GREEDY))
+    monkeypatch.setattr(engine, "_info", dataclasses.replace(info, context_length=length + 1))
+    end = last(list(engine.stream_completion(text, SamplingOptions(max_tokens=9))))
+    assert (end.usage.answer, end.finish_reason) == (1, "length")
+
+
+def test_what_is_not_asked_is_as_the_checkpoint_says(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = SamplingOptions(temperature=0, max_tokens=3)
+    monkeypatch.setattr(engine, "_info", dataclasses.replace(engine.info, defaults=defaults))
+    assert last(list(engine.stream_reply(SUM, SamplingOptions()))).usage.thinking == 3
+    asked = SamplingOptions(max_tokens=2)
+    assert last(list(engine.stream_reply(SUM, asked))).usage.thinking == 2
+
+
+def test_a_context_that_does_not_fit_is_refused_and_the_old_one_stays(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = engine.info.context_length
+    memory = dataclasses.replace(host_memory(), free_nbytes=1 << 20)
+    monkeypatch.setattr("erniechat.engine.host_memory", lambda: memory)
+    with pytest.raises(MemoryLimitError, match=r"a context of 4,096 tokens needs .* GiB more"):
+        engine.raise_context(4096)
+    assert engine.info.context_length == before
 
 
 def test_rows_that_are_no_token_are_never_sampled(
@@ -227,9 +270,8 @@ def test_closing_adds_the_routing_counts_to_the_profile(
         assert len(list((tmp_path / "state").rglob("*.json"))) == expected_files
 
 
-def test_options_of_the_checkpoint_apply_where_none_are_given(engine: Engine) -> None:
+def test_the_checkpoints_own_options_are_known(engine: Engine) -> None:
     assert engine.info.defaults.temperature == 0  # do_sample is false in its generation_config
-    assert LoadOptions().quant == "auto"
 
 
 def test_the_context_can_be_raised_up_to_what_the_model_was_made_for() -> None:

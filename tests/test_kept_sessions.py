@@ -8,10 +8,13 @@ import pytest
 from erniechat.chat.conversation import Message
 from erniechat.chat.session_file import SessionFile, remove_session
 from erniechat.chat.sessions import kept_folder
+from erniechat.current_session import CurrentSession
 from erniechat.engine import Engine
 from erniechat.events import TextDelta, TurnEnd
 from erniechat.model import kept_cache
+from erniechat.model.kv_cache import KVCache
 from erniechat.options import SamplingOptions
+from erniechat.turn import Turn
 from tests.engines import joined, last, load_mini
 
 GREEDY = SamplingOptions(temperature=0)
@@ -26,10 +29,26 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path
 
 
+class SlowSession(CurrentSession):
+    """One to which reading a token seems to take a second."""
+
+    def time_reading(self, turn: Turn, done: int) -> None:
+        self.seconds_per_token = 1.0
+
+
 def slow(engine: Engine) -> Engine:
-    """An engine to which reading a token seems to take a second."""
-    engine._time_reading = lambda turn, done: setattr(engine, "_seconds_per_token", 1.0)  # type: ignore[method-assign]
+    engine._session = SlowSession(engine._session.kept, engine._session.kv_cache)
     return engine
+
+
+def test_a_few_tokens_tell_nothing_of_how_fast_a_prompt_is_read() -> None:
+    session = CurrentSession(None, KVCache(1, 1, 2, max_tokens=64))
+    session.time_reading(Turn(prompt=40, cached=25, read_seconds=0.015), 40)
+    assert session.seconds_per_token == float("inf")
+    session.time_reading(Turn(prompt=40, cached=20, read_seconds=0.04), 40)
+    assert session.seconds_per_token == pytest.approx(0.002)
+    session.time_reading(Turn(prompt=40, cached=0, read_seconds=0.4), 40)  # beside other work
+    assert session.seconds_per_token == pytest.approx(0.002)
 
 
 def reply(engine: Engine, messages: list[Message], session: str = "") -> tuple[str, TurnEnd]:
