@@ -23,7 +23,6 @@ from erniechat.events import (
 from erniechat.model.run_ahead import Drawing
 from erniechat.options import LoadOptions, SamplingOptions
 from quant.errors import QuantError
-from quant.memory import host_memory
 from tests.engines import joined, last, load_mini, mini_in_float32
 
 GREEDY = SamplingOptions(temperature=0)
@@ -135,17 +134,6 @@ def test_what_is_not_asked_is_as_the_checkpoint_says(
     assert last(list(engine.stream_reply(SUM, SamplingOptions()))).usage.thinking == 3
     asked = SamplingOptions(max_tokens=2)
     assert last(list(engine.stream_reply(SUM, asked))).usage.thinking == 2
-
-
-def test_a_context_that_does_not_fit_is_refused_and_the_old_one_stays(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = engine.info.context_length
-    memory = dataclasses.replace(host_memory(), free_nbytes=1 << 20)
-    monkeypatch.setattr("erniechat.engine.host_memory", lambda: memory)
-    with pytest.raises(MemoryLimitError, match=r"a context of 4,096 tokens needs .* GiB more"):
-        engine.raise_context(4096)
-    assert engine.info.context_length == before
 
 
 def test_rows_that_are_no_token_are_never_sampled(

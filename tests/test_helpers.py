@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from erniechat.cache import copy_paths, remove_copy
+from erniechat.cache import copy_paths, remove
 from erniechat.chat.conversation import Message
 from erniechat.chat.session_file import SessionFile
 from erniechat.errors import UsageError
@@ -73,7 +73,7 @@ def test_what_is_kept_of_sessions_is_listed_and_deleted_too(tmp_path: Path):
 def test_a_name_that_is_no_copy_gets_the_nearest_not_all(monkeypatch: pytest.MonkeyPatch):
     copies = [{"name": f"model-{letter}-nf4", "nbytes": 1, "state": "finished"} for letter in "abc"]
     monkeypatch.setattr("erniechat.cache.list_copies", lambda: copies)
-    for call in (remove_copy, copy_paths):
+    for call in (remove, copy_paths):
         with pytest.raises(UsageError, match=r'"model-b-nf"; did you mean model-b-nf4\?$'):
             call("model-b-nf")
         with pytest.raises(UsageError, match=r'"zz"; erniechat cache ls lists them$'):
