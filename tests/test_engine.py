@@ -21,7 +21,7 @@ from erniechat.events import (
     TurnEnd,
 )
 from erniechat.model.run_ahead import Drawing
-from erniechat.options import LoadOptions, SamplingOptions
+from erniechat.options import SamplingOptions
 from quant.errors import QuantError
 from tests.engines import joined, last, load_mini, mini_in_float32
 
