@@ -131,7 +131,10 @@ class ExpertTail:
             QuantError: If the disk cannot be read.
         """
         with self._lock:
-            return self._disk.ensure(key.layer_idx, [key.expert_idx])[0]
+            num_read = self._disk.num_read
+            found = self._disk.ensure(key.layer_idx, [key.expert_idx])[0]
+            self._disk.num_read = num_read  # nobody has run it
+            return found
 
     def part(self, key: ExpertKey) -> None:
         """Let an expert go that has another place now."""
