@@ -33,7 +33,9 @@ class LoadOptions:
         "bfloat16", "floating-point type of activations", choices=("bfloat16", "float32")
     )
     ctx: int | None = setting(
-        None, "context length in tokens; default: the model's own, at most 32768", low=16
+        None,
+        "context length in tokens; default: at most 32768; on a GPU experts make room for more",
+        low=16,
     )
     kernels: str = setting(
         "auto", "kernel backend; auto takes the fastest there is", metavar="NAME"

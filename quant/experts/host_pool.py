@@ -112,18 +112,23 @@ class _Block:
 
     def __init__(self, pool: ExpertPool, num_slots: int) -> None:
         size = pool.slot_nbytes
-        try:
+        with torch.inference_mode(False):  # or only such code could write to it later
             # One slot more than needed: the first begins where the distance is a whole number.
-            memory = torch.empty((num_slots + 1) * size, dtype=torch.uint8)
-        except RuntimeError as exc:
-            raise QuantError(
-                f"{num_slots} experts of {size:,} bytes do not fit into RAM; lower --cpu-memory"
-            ) from exc
-        begin = (pool.data.data_ptr() - memory.data_ptr()) % size
-        self.data = memory[begin : begin + num_slots * size].view(num_slots, size)
+            memory = _memory((num_slots + 1) * size, num_slots)
+            begin = (pool.data.data_ptr() - memory.data_ptr()) % size
+            self.data = memory[begin : begin + num_slots * size].view(num_slots, size)
         first = (memory.data_ptr() + begin - pool.data.data_ptr()) // size
         self.slots = range(first, first + num_slots)
         self.unpin: Callable[[], object] = _pin(memory, pool.data.device)
+
+
+def _memory(nbytes: int, num_experts: int) -> Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    except RuntimeError as exc:
+        raise QuantError(
+            f"{num_experts} experts in {nbytes:,} bytes do not fit into RAM; lower --cpu-memory"
+        ) from exc
 
 
 def _pin(memory: Tensor, device: torch.device) -> Callable[[], object]:

@@ -139,6 +139,20 @@ def test_a_spare_slot_at_the_end_is_not_lent():
     tiers.check()
 
 
+def test_who_has_left_within_a_forward_pass_moves_outside_of_it_too():
+    tiers = SmallTiers(num_hosted=0)
+    store, total = tiers.store, tiers.store.num_usable
+    with torch.inference_mode():
+        lender_of(tiers).lend(total - 6)
+    store.swap(min(store.pinned), min(store.resident))
+    tiers.check()
+    lender_of(tiers).take_back(total - 3)
+    with torch.inference_mode():
+        store.swap(min(store.pinned), min(store.resident))
+        lender_of(tiers).take_back(total)
+    tiers.check()
+
+
 def test_results_do_not_depend_on_who_has_left():
     tiers = SmallTiers()
     generator = torch.Generator().manual_seed(1)
