@@ -29,6 +29,7 @@ from quant.kernels.triton.step_weights import (
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
 
+NOWHERE = (-1, -1, -1)  # a place that must be told before the next token
 SLOW_SECONDS = 10.0  # for a token: by then the GPU may have given up waiting for the CPU
 WIDTH_UNIT = 64  # inputs that share a scale in 4 bits; the kernels cut all widths so
 
@@ -176,6 +177,15 @@ def capture(
         device: Where.
     """
     saved = [tensor.clone() for tensor in keep]
+    try:
+        return _captured(launch, device)
+    finally:
+        for tensor, value in zip(keep, saved, strict=True):
+            tensor.copy_(value)
+        torch.cuda.synchronize(device)
+
+
+def _captured(launch: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -189,9 +199,6 @@ def capture(
             launch()
     finally:
         gc.enable()
-    for tensor, value in zip(keep, saved, strict=True):
-        tensor.copy_(value)
-    torch.cuda.synchronize(device)
     return graph
 
 
@@ -219,7 +226,7 @@ class CapturedStep:
         self._server = store.server if isinstance(store, TieredExpertStore) else None
         self._device = device
         self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
-        self._held = (-1, -1, -1)
+        self._held = NOWHERE
 
     def _scratch(self, num_tokens: int) -> Tensor:
         """A cache for the run that compiles."""
@@ -245,8 +252,10 @@ class CapturedStep:
             before = step.state.clone()
             scratch = self._scratch(4)
             step.state.copy_(torch.tensor([0, scratch.data_ptr(), 4]))
-            self._graphs[key] = capture(launch, keep, self._device)
-            step.state.copy_(before)
+            try:
+                self._graphs[key] = capture(launch, keep, self._device)
+            finally:  # or the next token would be written to the scratch
+                step.state.copy_(before)
         return self._graphs[key]
 
     def place(self, kv_cache: KVCache, position: int) -> None:
@@ -331,10 +340,12 @@ class CapturedStep:
         Raises:
             QuantError: If the CPU has failed before.
         """
+        held, self._held = self._held, NOWHERE  # what fails here does not move the position
         if self._server is not None:
             self._server.wake()
             self._server.check()
         graph.replay()
+        self._held = held
 
     def _check(self, seconds: float) -> None:
         """Raise what the CPU has failed with; after long also whether it never answered.
