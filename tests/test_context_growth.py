@@ -14,7 +14,8 @@ from erniechat.chat.sessions import kept_folder
 from erniechat.engine import Engine
 from erniechat.errors import ContextLengthError, MemoryLimitError
 from erniechat.events import ContextGrown, StreamEvent, TextDelta
-from erniechat.loader import load_engine
+from erniechat.fit import Machine
+from erniechat.loader import load_engine, memory_plan
 from erniechat.mini import checkpoint_folder
 from erniechat.model import assembly
 from erniechat.model.expert_assembly import ExpertPlaces
@@ -22,15 +23,20 @@ from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import LoadOptions, SamplingOptions
 from erniechat.planning import make_plan
 from erniechat.resolve import ModelFiles
+from erniechat.start_notice import _memory_lines
 from erniechat.weights import finished_weights
 from quant.experts import host_pool
 from quant.experts.placement import ExpertKey
+from quant.kernels.reference import ReferenceBackend
+from quant.kernels.triton.backend import TritonBackend
+from quant.memory import DeviceMemory
 from tests.engines import joined, last
 from tests.quant.addressed import AddressBackend, needs_native
 
 pytestmark = needs_native
 PLANNED, LONGEST = 44, 700  # the question is shorter than the first, its answer ends beyond it
 PLENTY = 1 << 30
+REFERENCE = ReferenceBackend()
 GREEDY = SamplingOptions(temperature=0, max_tokens=16)
 QUESTION = [Message("user", "What is 17 + 25?")]
 LONG = [*QUESTION, Message("assistant", "17 + 25 = 42"), Message("user", "one two " * 50)]
@@ -213,3 +219,29 @@ def test_a_saved_conversation_comes_back_into_a_cache_that_grows(sharing: Sharin
     assert joined(events, TextDelta) == expected
     assert len(grown(events)) == 1
     assert last(events).usage.cached == last(events).usage.prompt - 1
+
+
+def test_only_a_context_that_nobody_asked_for_is_planned_to_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("erniechat.fit.PLANNED_CONTEXT", 512)
+    options = LoadOptions(quant="nf4", kernels="reference")
+    plan = make_plan(ModelFiles(checkpoint_folder()), options)
+    formats = dataclasses.replace(plan.formats, linear_backend=TritonBackend())
+    plan = dataclasses.replace(plan, device=torch.device("cuda"), formats=formats)
+    gib = 1 << 30
+    machine = Machine(DeviceMemory(4 * gib, 8 * gib), gib, DeviceMemory(8 * gib, 8 * gib))
+    whole = memory_plan(plan, options, machine=machine)
+    assert not whole.grows  # all fits
+    # Not even the cache of the whole context fits with 15 MB less: it takes 16.8 of them.
+    asked = dataclasses.replace(options, gpu_memory=f"{whole.nbytes('GPU') - 15_000_000}B")
+    found = memory_plan(plan, asked, machine=machine)
+    assert found.context_length == 512 < found.longest_context < 4096
+    assert _memory_lines(found)[-1].startswith("context: 512 tokens planned, grows to ")
+    for other in (
+        dataclasses.replace(plan, formats=dataclasses.replace(formats, linear_backend=REFERENCE)),
+        plan,
+    ):
+        ctx = 4096 if other is plan else None
+        with pytest.raises(MemoryLimitError, match="KV cache of 4,096 tokens"):
+            memory_plan(other, dataclasses.replace(asked, ctx=ctx), machine=machine)
