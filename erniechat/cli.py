@@ -85,7 +85,7 @@ def _kept_names(action: str) -> list[str]:
 
 def _start_notice(options: LoadOptions) -> StartNotice | None:
     """What a first start of a model on the hub will fetch."""
-    if options.model.count("/") != 1 or os.path.exists(os.path.expanduser(options.model)):
+    if "/" not in options.model or os.path.exists(os.path.expanduser(options.model)):
         return None
     from erniechat.resolve import locate
 

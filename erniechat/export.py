@@ -59,7 +59,7 @@ def export(options: LoadOptions, target: str, progress: Progress | None = None) 
     if folder.exists():
         raise UsageError(f'"{target}" is there already; name a folder that is not')
     files = locate(options)
-    if files.folder.is_file():  # its config and tokenizer are not in the hub's form
+    if files.is_gguf:  # its config and tokenizer are not in the hub's form
         raise UsageError(
             f'export takes a folder or a model on the hub, got the file "{options.model}"',
             "name the checkpoint that the file was made of",

@@ -22,7 +22,7 @@ from erniechat.model.disk_assembly import Residency
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
-from erniechat.planning import Plan, context_length, copy_folder, make_plan
+from erniechat.planning import Plan, context_length, copy_folder, make_plan, open_checkpoint
 from erniechat.profiles import keep_profile, known_profile
 from erniechat.prompts import PromptTools
 from erniechat.resolve import locate
@@ -52,7 +52,9 @@ def load_prompt_tools(options: LoadOptions) -> PromptTools:
     Raises:
         ModelError: If the model cannot be had or read.
     """
-    return read_prompt_tools(locate(options).folder, options.model)
+    files = locate(options)
+    checkpoint = open_checkpoint(files, offline=options.offline) if files.is_gguf else None
+    return read_prompt_tools(files.folder, options.model, checkpoint)
 
 
 def load_engine(

@@ -25,15 +25,13 @@ def read_prompt_tools(
     Args:
         path: Its folder or GGUF file.
         model: Its name, for messages.
-        checkpoint: The path's, if it is open already.
+        checkpoint: The path's; needed only of a GGUF file.
         vocab_size: Rows of the model's embedding, to check that the two belong together.
         parsed: The tokenizer of a folder, where that is being parsed already.
 
     Raises:
         ModelError: If a file is missing or damaged.
     """
-    if checkpoint is None and path.is_file():
-        checkpoint = GgufCheckpoint(path)
     if not isinstance(checkpoint, GgufCheckpoint):
         template = ChatTemplate.from_folder(path, model=model)
         tokenizer = parsed.result() if parsed else Tokenizer.from_folder(path)

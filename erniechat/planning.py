@@ -59,11 +59,7 @@ def make_plan(files: ModelFiles, options: LoadOptions) -> Plan:
         UsageError: If the options do not suit the model or the machine.
         ModelError: If the checkpoint cannot be read.
     """
-    if files.folder.is_file():
-        checkpoint: Checkpoint = GgufCheckpoint(files.folder)
-    else:
-        headers = _headers(files.hub, offline=options.offline) if files.hub else {}
-        checkpoint = Checkpoint(files.folder, headers)
+    checkpoint = open_checkpoint(files, offline=options.offline)
     family = family_of(checkpoint.config)
     config = family.parse_config(checkpoint.config)
     readings = plan_readings(checkpoint, family, config)
@@ -73,6 +69,19 @@ def make_plan(files: ModelFiles, options: LoadOptions) -> Plan:
         quant = checkpoint.quantized_format or DEFAULT_QUANT
     formats = choose_formats(quant, options, device)
     return Plan(checkpoint, config, readings, quant, formats, device, files.hub)
+
+
+def open_checkpoint(files: ModelFiles, *, offline: bool) -> Checkpoint:
+    """A model's checkpoint; of shards that are still on the hub the headers are fetched.
+
+    Raises:
+        ModelError: If it cannot be had or read.
+    """
+    headers = _headers(files.hub, offline=offline) if files.hub else {}
+    if files.is_gguf:
+        heads = {Path(name).name: header for name, header in headers.items()}
+        return GgufCheckpoint(files.folder, heads)
+    return Checkpoint(files.folder, headers)
 
 
 def choose_device(name: str) -> torch.device:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erniechat.errors import ModelNotFoundError, UsageError
-from erniechat.hub.listing import HubModel, find_model
+from erniechat.hub.gguf import find_gguf, recorded_gguf, split_name
+from erniechat.hub.listing import GgufOnly, HubModel, find_model
 from erniechat.mini import checkpoint_folder
 from erniechat.options import LoadOptions
 
@@ -18,12 +19,17 @@ class ModelFiles:
 
     Attributes:
         folder: Has all small files, and the shards unless they are still on the hub; or is the
-            one GGUF file.
+            one GGUF file, which may be still on the hub.
         hub: What the model is there; None if it is not from there.
     """
 
     folder: Path
     hub: HubModel | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the model is a GGUF file, here or on the hub."""
+        return self.folder.suffix.lower() == GGUF_SUFFIX and not self.folder.is_dir()
 
 
 def locate(options: LoadOptions) -> ModelFiles:
@@ -36,13 +42,25 @@ def locate(options: LoadOptions) -> ModelFiles:
     """
     local = _locate_here(options)
     if local is None:
-        hub = find_model(options.model, options.revision, offline=options.offline)
-        return ModelFiles(hub.folder, hub)
+        return _locate_on_hub(options)
     if options.revision is not None:
         raise UsageError(
             f'--revision is for a model on the hub, got "{options.revision}" for {options.model}'
         )
     return local
+
+
+def _locate_on_hub(options: LoadOptions) -> ModelFiles:
+    """A checkpoint on the hub, or one of a repository's GGUF files."""
+    name, choice = split_name(options.model)
+    if not choice and recorded_gguf(name, options.revision) is None:
+        try:
+            hub = find_model(name, options.revision, offline=options.offline)
+            return ModelFiles(hub.folder, hub)
+        except GgufOnly:
+            pass
+    hub = find_gguf(name, options.revision, choice, options.quant, offline=options.offline)
+    return ModelFiles(hub.folder / hub.shards[0].name, hub)
 
 
 def _locate_here(options: LoadOptions) -> ModelFiles | None:
@@ -58,7 +76,8 @@ def _locate_here(options: LoadOptions) -> ModelFiles | None:
         raise UsageError(
             f'--model must be a folder, a {GGUF_SUFFIX} file or owner/name, got the file "{folder}"'
         )
-    if options.model.startswith(("/", ".", "~")) or options.model.count("/") != 1:
+    name, _ = split_name(options.model)
+    if options.model.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise ModelNotFoundError(
             f'there is no folder "{options.model}"',
             f"name one, a model on the hub as owner/name, or {BUILT_IN}",

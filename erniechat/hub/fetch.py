@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from erniechat.hub.failures import (
     patiently,
     wait_seconds,
 )
+from erniechat.hub.gguf import SUFFIX
 from erniechat.hub.listing import HubFile, HubModel, write_whole
+from erniechat.model.gguf_file import HeadTooShort, read_gguf
 from erniechat.model.stored import LENGTH_NBYTES, ShardHeader, header_nbytes, read_header
 
+GGUF_HEAD_NBYTES = 4 << 20  # holds a published vocabulary; doubled until the header is whole
 FIRST_RANGE_NBYTES = 128 << 10  # holds the header of nearly every shard
 HASH_CHUNK_NBYTES = 8 << 20
 LOCK_POLL_SECONDS = 0.2
@@ -47,6 +51,8 @@ def shard_header(model: HubModel, shard: HubFile) -> ShardHeader:
         ModelError: If it cannot be had, or is none.
     """
     path = model.folder / shard.name
+    if shard.name.lower().endswith(SUFFIX):
+        return _gguf_head(model, shard)
     if path.exists():
         return read_header(path)
     kept = model.record / f"{shard.name}.header"
@@ -69,6 +75,27 @@ def shard_header(model: HubModel, shard: HubFile) -> ShardHeader:
     header = ShardHeader(start[LENGTH_NBYTES:end], shard.nbytes)
     write_whole(kept, lambda path: path.write_bytes(header.text))
     return header
+
+
+def _gguf_head(model: HubModel, shard: HubFile) -> ShardHeader:
+    """The beginning of a GGUF file up to where its header ends, or somewhat more."""
+    kept = model.record / f"{shard.name}.header"
+    try:
+        return ShardHeader(kept.read_bytes(), shard.nbytes)
+    except OSError:
+        pass
+    path, data, wanted = model.folder / shard.name, b"", GGUF_HEAD_NBYTES
+    with hub_errors(model.name, model.commit):
+        while True:
+            begin, end = len(data), min(wanted, shard.nbytes)
+            data += patiently(partial(read_range, model, shard, begin, end))
+            try:
+                read_gguf(path, ShardHeader(data, shard.nbytes))
+                break
+            except HeadTooShort:
+                wanted *= 2
+    write_whole(kept, lambda path: path.write_bytes(data))
+    return ShardHeader(data, shard.nbytes)
 
 
 def read_range(model: HubModel, shard: HubFile, begin: int, end: int) -> bytes:

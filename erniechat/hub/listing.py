@@ -25,12 +25,16 @@ MAX_SHARD_NBYTES = 1 << 40
 MAX_SHARDS = 10_000
 
 
+class GgufOnly(Exception):
+    """A repository has GGUF files instead of safetensors."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A shard on the hub.
 
     Attributes:
-        name: In the repository; never a path.
+        name: In the repository; a path for GGUF files only, and never one out of it.
         nbytes: Its size.
         identity: SHA-256 of its content, or of small files git's SHA-1; the cache names it so.
     """
@@ -64,7 +68,7 @@ class HubModel:
     @property
     def record(self) -> Path:
         """Where the listing and the headers of this commit are kept."""
-        return _record_folder(self.name, self.commit)
+        return record_folder(self.name, self.commit)
 
 
 def find_model(name: str, revision: str | None, *, offline: bool) -> HubModel:
@@ -74,6 +78,7 @@ def find_model(name: str, revision: str | None, *, offline: bool) -> HubModel:
     is asked for.
 
     Raises:
+        GgufOnly: If it has GGUF files instead of safetensors.
         ModelError: If the model cannot be had.
         UsageError: If the name cannot be one.
     """
@@ -158,17 +163,24 @@ def _ask(name: str, revision: str | None) -> HubModel:
             f"{len(missing)} of {len(names)} files of {name} are not on the hub: {missing[0]}",
             "use another revision",
         )
-    shards = tuple(_hub_file(siblings[n]) for n in names[:MAX_SHARDS])
+    shards = tuple(hub_file(siblings[n]) for n in names[:MAX_SHARDS])
     model = HubModel(name, folder.name, folder, shards)
     _keep(model)
     return model
 
 
 def _check_kind(name: str, names: Sequence[str] | dict[str, Any]) -> None:
-    """Refuse a repository without weights that this program opens."""
+    """Refuse a repository without weights that this program opens.
+
+    Raises:
+        GgufOnly: If it has GGUF files instead.
+    """
+    has_weights = INDEX_FILE in names or SINGLE_FILE in names
+    if not has_weights and any(n.lower().endswith(".gguf") for n in names):
+        raise GgufOnly
     if "config.json" not in names:
         raise CheckpointError(f"{name} has no config.json", "name a model in Hugging Face layout")
-    if INDEX_FILE in names or SINGLE_FILE in names:
+    if has_weights:
         return
     if any(n.endswith(".pdparams") for n in names):
         raise UnsupportedModelError(
@@ -184,7 +196,12 @@ def _check_kind(name: str, names: Sequence[str] | dict[str, Any]) -> None:
     )
 
 
-def _hub_file(sibling: Any) -> HubFile:
+def hub_file(sibling: Any) -> HubFile:
+    """A file as the hub lists it.
+
+    Raises:
+        CheckpointError: If it lists no size or hash.
+    """
     lfs = sibling.lfs
     nbytes = lfs.size if lfs is not None else sibling.size
     identity = lfs.sha256 if lfs is not None else sibling.blob_id
@@ -195,7 +212,8 @@ def _hub_file(sibling: Any) -> HubFile:
     return HubFile(sibling.rfilename, nbytes, identity)
 
 
-def _record_folder(name: str, commit: str) -> Path:
+def record_folder(name: str, commit: str) -> Path:
+    """Where what is known of a model at one commit is kept."""
     cache = platformdirs.user_cache_path("erniechat")
     return cache / "hub" / name.replace("/", "--") / commit
 
@@ -220,12 +238,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def _recorded(name: str, commit: str) -> list[HubFile]:
     """The shards of a record; none if there is no sound one."""
     try:
-        listed = json.loads((_record_folder(name, commit) / "listing.json").read_text("utf-8"))
+        listed = json.loads((record_folder(name, commit) / "listing.json").read_text("utf-8"))
         found = [HubFile(**entry) for entry in listed["shards"]]
-        sound = all(Path(f.name).name == f.name and IDENTITY.fullmatch(f.identity) for f in found)
+        sound = all(Path(f.name).name == f.name and is_sound(f) for f in found)
     except (OSError, ValueError, LookupError, TypeError):
         return []
     return found if sound else []
+
+
+def is_sound(file: HubFile) -> bool:
+    """Whether a recorded file has a size and a hash that a hub could have listed."""
+    return type(file.nbytes) is int and IDENTITY.fullmatch(file.identity) is not None
 
 
 def _near_names(name: str, cache: Path) -> list[str]:

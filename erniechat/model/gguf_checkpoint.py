@@ -19,6 +19,7 @@ from erniechat.model.family import shown
 from erniechat.model.gguf_file import GgufEntry, GgufFile, Scalar, Value, read_gguf
 from erniechat.model.gguf_tensor import PLAIN, stored
 from erniechat.model.gguf_tokenizer import GgufVocabulary, chat_templates, generation_config
+from erniechat.model.stored import ShardHeader
 
 ARCHITECTURES = {"ernie4_5": "ernie4_5", "ernie4_5-moe": "ernie4_5_moe"}
 SOFTMAX = 1  # llama.cpp's number of the gating function
@@ -58,6 +59,7 @@ class GgufCheckpoint(Checkpoint):
 
     Args:
         path: The file, the first of its parts.
+        heads: The beginnings of files that are not here yet, or no more, by name.
 
     Attributes:
         vocabulary: Its tokenizer.
@@ -69,9 +71,9 @@ class GgufCheckpoint(Checkpoint):
         UsageError: If the gguf package is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, heads: Mapping[str, ShardHeader] | None = None) -> None:
         self.folder = path
-        files = _read_parts(path)
+        files = _read_parts(path, heads or {})
         self._metadata = files[0].metadata
         self.shards = [file.path for file in files]
         self.vocabulary = GgufVocabulary(path.name, self._metadata)
@@ -139,9 +141,9 @@ def loss_of(checkpoint: Checkpoint, quant: str) -> str:
     )
 
 
-def _read_parts(path: Path) -> list[GgufFile]:
+def _read_parts(path: Path, heads: Mapping[str, ShardHeader]) -> list[GgufFile]:
     """The headers of a file and of the parts that belong to it."""
-    first = read_gguf(path)
+    first = read_gguf(path, heads.get(path.name))
     count = first.metadata.get("split.count", 1)
     if count in (0, 1):
         return [first]
@@ -157,13 +159,13 @@ def _read_parts(path: Path) -> list[GgufFile]:
             f"name {named[1]}-00001-of-{named[3]}.gguf",
         )
     others = [path.with_name(f"{named[1]}-{i:05}-of-{named[3]}.gguf") for i in range(2, count + 1)]
-    missing = [other.name for other in others if not other.is_file()]
+    missing = [other.name for other in others if other.name not in heads and not other.is_file()]
     if missing:
         raise CheckpointError(
             f"{len(missing)} of {count} parts are missing: {', '.join(missing[:3])}",
             "fetch the model again",
         )
-    files = [first, *(read_gguf(other) for other in others)]
+    files = [first, *(read_gguf(other, heads.get(other.name)) for other in others)]
     names = [entry.name for file in files for entry in file.entries]
     if len(set(names)) < len(names):
         raise CheckpointError(f"{path.name}: a tensor is in two parts", "fetch the model again")

@@ -7,6 +7,7 @@ Source of the layout: ggml, docs/gguf.md, versions 2 and 3, little-endian.
 import os
 import struct
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import numpy as np
 
 from erniechat.errors import CheckpointError, UnsupportedModelError, UsageError
 from erniechat.model.family import shown
+from erniechat.model.stored import ShardHeader
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -104,18 +106,29 @@ def gguf_library() -> ModuleType:
     return gguf
 
 
-def read_gguf(path: Path) -> GgufFile:
+class HeadTooShort(Exception):
+    """A header goes on beyond what is here of its file."""
+
+
+def read_gguf(path: Path, head: ShardHeader | None = None) -> GgufFile:
     """Read and check the header of a file; nothing of a tensor is read.
 
+    Args:
+        path: The file.
+        head: Its beginning, if the file itself is not here.
+
     Raises:
+        HeadTooShort: If the header is longer than the head.
         CheckpointError: If the file is damaged.
         UnsupportedModelError: If its version or a tensor's type is not known.
         UsageError: If the gguf package is not installed.
     """
     gguf_library()
+    if head is not None:
+        return _Header(BytesIO(head.text), path, head.file_nbytes).read()
     try:
         with path.open("rb") as file:
-            return _Header(file, path).read()
+            return _Header(file, path, os.fstat(file.fileno()).st_size).read()
     except OSError as exc:
         raise CheckpointError(
             f"{path.name} cannot be read ({exc.strerror})", "check the file"
@@ -128,12 +141,13 @@ class _Header:
     Args:
         file: At its start.
         path: Its name.
+        size: Bytes of all of it.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self._file = file
         self._path = path
-        self._size = os.fstat(file.fileno()).st_size
+        self._size = size
         self._at = 0
         self._num_items = 0
 
@@ -261,7 +275,10 @@ class _Header:
             self._refuse(f"it ends inside {shown(what)}")
         if self._at > MAX_HEADER_NBYTES:
             self._refuse(f"its header is larger than {MAX_HEADER_NBYTES >> 20} MiB")
-        return self._file.read(nbytes)
+        data = self._file.read(nbytes)
+        if len(data) < nbytes:
+            raise HeadTooShort
+        return data
 
     def _refuse(self, reason: str) -> NoReturn:
         raise CheckpointError(

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 CHUNK = 1 << 16
+LARGE = (".safetensors", ".gguf")
 
 
 @dataclass
@@ -87,13 +88,14 @@ class Hub:
         self.faults.append(Fault(where, kind, **more))
 
     def files(self, repository: str) -> dict[str, Path]:
-        return {p.name: p for p in sorted(self.repositories[repository].iterdir())}
+        folder = self.repositories[repository]
+        return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
     def hash_of(self, path: Path) -> str:
         with self._lock:
             if path not in self._hashes:
                 data = path.read_bytes()
-                if path.suffix != ".safetensors":
+                if path.suffix not in LARGE:
                     git = b"blob %d\0" % len(data)
                     self._hashes[path] = hashlib.sha1(git + data).hexdigest()
                 else:
@@ -150,7 +152,7 @@ class Hub:
             size = path.stat().st_size + (7 if fault and fault.kind == "lie" else 0)
             oid = self.hash_of(path)
             lfs = {"sha256": oid, "oid": oid, "size": size, "pointerSize": 130}
-            is_lfs = name.endswith(".safetensors")
+            is_lfs = name.endswith(LARGE)
             entries.append(
                 {"type": "file", "path": name, "rfilename": name, "size": size}
                 | {"oid": oid[:40], "blobId": oid[:40]}
