@@ -1,8 +1,7 @@
-"""Tool schemas from a file: OpenAI's function format, checked, in the one form templates read."""
+"""Tool schemas: OpenAI's function format, checked, in the one form that templates read."""
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from erniechat.errors import UsageError
@@ -10,35 +9,16 @@ from erniechat.errors import UsageError
 _FORM = '[{"type": "function", "function": {"name": "…", "parameters": {…}}}]'
 
 
-def load_tools(path: str | Path) -> list[dict[str, Any]]:
-    """The tools that a JSON file describes.
-
-    The file is a list of ``{"type": "function", "function": {…}}``, a list of bare functions
-    ``{"name": …, "parameters": …}``, or ``{"tools": [one of these lists]}``.
-
-    Returns:
-        Each tool as ``{"type": "function", "function": {…}}``, keys and order as in the file.
-
-    Raises:
-        UsageError: If the file cannot be read or breaks a rule; with file name, value and rule.
-    """
-    path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        reason = exc.strerror or "cannot be read"
-        raise UsageError(f"tools file {path}: {reason}", "give a readable JSON file") from exc
-    except (ValueError, RecursionError) as exc:
-        raise UsageError(f"tools file {path}: not JSON ({exc})", f"write {_FORM}") from exc
-    return check_tools(data, source=f"tools file {path}")
-
-
 def check_tools(data: object, *, source: str = "tools") -> list[dict[str, Any]]:
-    """The tools of a parsed JSON value; see `load_tools` for its forms.
+    """The tools of a parsed JSON value.
 
     Args:
-        data: What JSON gave.
+        data: A list of ``{"type": "function", "function": {…}}``, a list of bare functions
+            ``{"name": …, "parameters": …}``, or ``{"tools": [one of these lists]}``.
         source: Where it came from; error messages begin with it.
+
+    Returns:
+        Each tool as ``{"type": "function", "function": {…}}``, keys and order as they were.
 
     Raises:
         UsageError: If the value is no list of tools, a tool is no function, or a name comes twice.

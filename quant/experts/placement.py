@@ -46,10 +46,6 @@ class Placement:
     nbytes: tuple[int, ...]
     hit_rates: tuple[float, ...]
 
-    def tier_indices(self) -> dict[ExpertKey, int]:
-        """Index of each expert's tier."""
-        return {key: tier for tier, keys in enumerate(self.experts) for key in keys}
-
 
 def plan_placement(
     counts: Mapping[int, Sequence[float]],

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.errors import QuantError
-from quant.experts.placement import ExpertKey, Tier, plan_placement
+from quant.experts.placement import Tier, plan_placement
 
 
 def two_tiers(budget: int | None) -> list[Tier]:
@@ -53,9 +53,6 @@ def test_three_tiers_fill_from_the_fastest():
     placement = plan_placement({7: [1, 6, 3, 5, 4, 2]}, 10, tiers)
     assert placement.experts == (((7, 1), (7, 3)), ((7, 4), (7, 2)), ((7, 5), (7, 0)))
     assert placement.hit_rates == pytest.approx((11 / 21, 7 / 21, 3 / 21))
-    indices = placement.tier_indices()
-    assert indices[ExpertKey(7, 3)] == 0
-    assert indices[ExpertKey(7, 0)] == 2
 
 
 def test_a_budget_of_nothing_leaves_all_to_the_next_tier():

@@ -1,14 +1,18 @@
-"""Tool schemas from files."""
+"""Tool schemas from the files that --tools names."""
 
 import json
 
 import pytest
 
-from erniechat.chat.tools import load_tools
 from erniechat.errors import UsageError
+from erniechat.ui.tool_commands import read_tool_file
 
 FUNCTION = {"name": "get_weather", "description": "天气", "parameters": {"type": "object"}}
 TOOL = {"type": "function", "function": FUNCTION}
+
+
+def load_tools(path):
+    return list(read_tool_file(str(path)).tools)
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def test_every_form_gives_the_same_tools(write, data):
 
 def test_order_and_unknown_keys_are_kept(write):
     other = {"name": "a.b-c_1", "strict": True}
-    tools = load_tools(str(write([FUNCTION, other])))
+    tools = load_tools(write([FUNCTION, other]))
     assert tools == [TOOL, {"type": "function", "function": other}]
 
 
@@ -42,7 +46,7 @@ def test_an_empty_list_is_no_tools(write):
         ("{", "not JSON"),
         ("\ufeff[]", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ({}, "must be a list of tools, got an object"),
+        ({}, "tool 1: name must be text without"),
         ({"tools": 3}, "must be a list of tools, got a number"),
         ("null", "must be a list of tools, got null"),
         ("true", "got true or false"),
@@ -63,17 +67,18 @@ def test_anything_else_is_a_usage_error_that_names_the_file(write, data, text):
     with pytest.raises(UsageError) as info:
         load_tools(path)
     message = str(info.value)
-    assert message.startswith(f"tools file {path}")
+    assert message.startswith(f'--tools "{path}"')
     assert text in message
-    assert "; " in message
     assert "\n" not in message
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="No such file or directory; give a readable JSON file"):
+    with pytest.raises(
+        UsageError, match=r'cannot read --tools ".*none.json": No such file or directory'
+    ):
         load_tools(tmp_path / "none.json")
     with pytest.raises(UsageError, match="Is a directory"):
         load_tools(tmp_path)
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
-    with pytest.raises(UsageError, match="not JSON"):
+    with pytest.raises(UsageError, match="not UTF-8 text: byte 0xe9 at offset 2"):
         load_tools(tmp_path / "latin.json")
