@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -13,6 +14,7 @@ NUM_THREADS = 4  # one copies 8 to 17 GB/s from the page cache, and each has two
 MAX_WAITING = 32  # pieces; what they are of stays in memory until they are copied
 ALIGNMENT = 256  # of pieces in a stage
 
+Read = Callable[[memoryview, Tensor], bool]
 Piece = tuple[Tensor, Tensor, "torch.cuda.Event | None"]  # where to, what, and not before
 
 
@@ -23,11 +25,17 @@ class Uploader:
 
     Args:
         device: A CUDA device, or the CPU, where a copy is just a copy.
+        read: Reads a piece of a mapped file into a stage and says so, see
+            `quant.copy.QuantizedCopy.read_into`. Copying what is mapped would cost a fault every
+            few pages.
         is_staged: Whether threads and stages are used; on the CPU only tests do.
     """
 
-    def __init__(self, device: torch.device, *, is_staged: bool | None = None) -> None:
+    def __init__(
+        self, device: torch.device, read: Read | None = None, *, is_staged: bool | None = None
+    ) -> None:
         self._device = device
+        self._read = read
         self._is_staged = device.type == "cuda" if is_staged is None else is_staged
         self._pieces: queue.Queue[Piece | None] = queue.Queue(MAX_WAITING)
         self._lanes: list[_Lane] = []
@@ -35,7 +43,9 @@ class Uploader:
     def __enter__(self) -> "Uploader":
         if self._is_staged:
             num_threads = max(1, min(NUM_THREADS, torch.get_num_threads()))
-            self._lanes = [_Lane(self._device, self._pieces) for _ in range(num_threads)]
+            self._lanes = [
+                _Lane(self._device, self._pieces, self._read) for _ in range(num_threads)
+            ]
             for lane in self._lanes:
                 lane.start()
         return self
@@ -104,18 +114,22 @@ class _Lane(threading.Thread):
     Args:
         device: Where to.
         pieces: What, until a None.
+        read: See `Uploader`.
 
     Attributes:
         error: What has gone wrong; pieces after it are dropped.
         is_stopped: Set to drop all that is to come.
     """
 
-    def __init__(self, device: torch.device, pieces: "queue.Queue[Piece | None]") -> None:
+    def __init__(
+        self, device: torch.device, pieces: "queue.Queue[Piece | None]", read: Read | None
+    ) -> None:
         super().__init__(name="upload", daemon=True)
         self.error: BaseException | None = None
         self.is_stopped = False
         self._device = device
         self._pieces = pieces
+        self._read = read
         self._stages: list[Tensor] = []
         self._sent: list[torch.cuda.Event | None] = [None, None]
         self._stream: torch.cuda.Stream | None = None
@@ -150,9 +164,10 @@ class _Lane(threading.Thread):
             self._next_stage()
         stage = self._stages[self._turn][self._used : self._used + len(source)]
         self._used += -(-len(source) // ALIGNMENT) * ALIGNMENT
-        # numpy copies on this thread alone and without the interpreter's lock; torch would wake
-        # a team of threads for each.
-        np.copyto(stage.numpy(), source.numpy())
+        if self._read is None or not self._read(stage.numpy().data, source):
+            # numpy copies on this thread alone and without the interpreter's lock; torch would
+            # wake a team of threads for each.
+            np.copyto(stage.numpy(), source.numpy())
         stream = self._stream
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             if stream is not None and ready is not None:

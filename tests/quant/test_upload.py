@@ -1,5 +1,6 @@
 """Uploading: every byte arrives, through however many threads and stages, or an error does."""
 
+import os
 import threading
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 import torch
 
 from quant import upload
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
+from quant.errors import QuantError
+from quant.formats import FORMATS
 from quant.upload import Uploader
 
 CPU = torch.device("cpu")
@@ -131,3 +136,49 @@ def test_memory_that_a_kernel_still_reads_is_not_written_to_early():
             targets.append(torch.empty(size, dtype=torch.float32, device=DEVICE))
             uploader(targets[-1], torch.zeros(size, dtype=torch.float32))
     assert [float(value) for value in sums] == [float(size)] * 5
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of two weights, of which one is in 4 bits."""
+    folder = tmp_path / "copy"
+    generator = torch.Generator().manual_seed(0)
+    with CopyWriter(folder, {}) as writer:
+        writer["plain"] = torch.randint(0, 256, (9001,), dtype=torch.uint8, generator=generator)
+        writer["matrix"] = FORMATS["nf4"].random((64, 128), generator)
+        writer.finish()
+    return QuantizedCopy(folder)
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_what_is_mapped_is_read_from_its_file(copy, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was copied from the mapping")
+
+    parts = [copy["plain"], *copy["matrix"].parts.values()]
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "copyto", refuse)
+        with Uploader(DEVICE, copy.read_into, is_staged=True) as uploader:
+            moved = [uploader.move(part) for part in parts]
+    for part, arrived in zip(parts, moved, strict=True):
+        assert torch.equal(arrived.cpu(), part)
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_what_is_not_mapped_is_copied(copy):
+    odd = copy["plain"][:9000].view(90, 100).T
+    other = torch.arange(100)
+    with Uploader(DEVICE, copy.read_into, is_staged=True) as uploader:
+        moved = [uploader.move(odd), uploader.move(other)]
+    assert torch.equal(moved[0].cpu(), odd)
+    assert torch.equal(moved[1].cpu(), other)
+
+
+@pytest.mark.usefixtures("several_threads")
+def test_a_file_cut_short_ends_the_upload(copy):
+    os.truncate(copy.path, 4096)
+    with (
+        pytest.raises(QuantError, match="is shorter than it was; start again"),
+        Uploader(DEVICE, copy.read_into, is_staged=True) as uploader,
+    ):
+        uploader.move(copy["plain"])
