@@ -40,7 +40,8 @@ def check_words(words: Sequence[str]) -> None:
     if first in ELSEWHERE and (not rest or (len(rest) == 1 and "/" in rest[0])):
         raise UsageError(f'there is no command "{first}": {ELSEWHERE[first]}', to_ask)
     if not rest and (near := near_command(first)):
-        raise UsageError(f'there is no command "{first}"; did you mean erniechat {near}?', to_ask)
+        guess = f"did you mean erniechat {near}? T{to_ask[1:]}"
+        raise UsageError(f'there is no command "{first}"', guess)
 
 
 def near_command(word: str) -> str:
@@ -61,7 +62,7 @@ def command_of_help(words: Sequence[str]) -> str:
     name = words[1]
     if name in COMMANDS:
         return name
+    to_ask = f'To ask the model: erniechat -p "{" ".join(words)}"'
     near = near_command(name)
-    guess = f"did you mean erniechat help {near}?" if near else "erniechat help lists them"
-    to_ask = f'to ask the model: erniechat -p "{" ".join(words)}"'
-    raise UsageError(f'there is no command "{name}"; {guess}', to_ask)
+    guess = f"did you mean erniechat help {near}?" if near else "erniechat help lists them."
+    raise UsageError(f'there is no command "{name}"', f"{guess} {to_ask}")
