@@ -24,6 +24,7 @@ from erniechat.model.folder import INDEX_FILE
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, make_plan
 from erniechat.resolve import locate
+from erniechat.sizes import shown_file_size
 from erniechat.start_plan import check_disk
 from erniechat.weights import finished_weights
 from quant.copy import WeightSource, part_bytes
@@ -83,7 +84,7 @@ def export(options: LoadOptions, target: str, progress: Progress | None = None) 
         raise ErnieChatError(f"cannot write {folder}: {exc.strerror}") from exc
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return f"{folder}: {nbytes / 1e9:.2f} GB, {plan.quant} as bitsandbytes has it"
+    return f"{folder}: {shown_file_size(nbytes)}, {plan.quant} as bitsandbytes has it"
 
 
 @dataclass(frozen=True, slots=True)

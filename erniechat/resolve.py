@@ -67,6 +67,8 @@ def _locate_here(options: LoadOptions) -> ModelFiles | None:
     """The files of a model that is on this machine by its name; None for one on the hub."""
     if options.model == BUILT_IN:
         return ModelFiles(checkpoint_folder())
+    if not options.model:
+        raise UsageError('--model must be a folder or owner/name, got ""')
     folder = Path(options.model).expanduser()
     if folder.is_dir():
         return ModelFiles(folder)

@@ -48,6 +48,13 @@ def shown_size(nbytes: float) -> str:
     return f"{nbytes:.0f} B"
 
 
+def shown_file_size(nbytes: float) -> str:
+    """Bytes of files as hubs and disks tell them: ``43.7 GB``, ``512 MB``, ``8.8 MB``."""
+    if nbytes >= 1e9:
+        return f"{nbytes / 1e9:.1f} GB"
+    return f"{nbytes / 1e6:.0f} MB" if nbytes >= 1e8 else f"{nbytes / 1e6:.1f} MB"
+
+
 def least_size(nbytes: int) -> str:
     """The shortest size to type that is not less than so many bytes: ``2.4GiB``, ``35MiB``."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):

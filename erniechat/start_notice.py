@@ -12,10 +12,8 @@ from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, growth_text, plan_facts
 from erniechat.planning import Plan, make_plan
 from erniechat.resolve import ModelFiles, locate
-from erniechat.sizes import shown_size
+from erniechat.sizes import shown_file_size, shown_size
 from erniechat.start_plan import StartPlan, start_plan
-
-GB = 1e9
 
 
 def first_start_notice(files: ModelFiles, options: LoadOptions) -> StartNotice | None:
@@ -63,10 +61,10 @@ def _notice(found: StartPlan, options: LoadOptions) -> StartNotice:
     commit = f" · {plan.hub.commit[:12]}" if plan.hub else ""
     lines = [f"{options.model}{commit} · {plan.quant} · {plan.device}", _what(fetch, found)]
     for need in fetch.needs:
-        parts = " + ".join(f"{name} {n / GB:.1f}" for name, n in need.parts.items() if n)
+        parts = " + ".join(f"{name} {shown_file_size(n)}" for name, n in need.parts.items() if n)
         verdict = "too little" if need.lacking_nbytes else "ok"
         lines.append(
-            f"disk   {parts} GB at most, {need.disk.free_nbytes / GB:.1f} GB free at "
+            f"disk   {parts} at most, {shown_file_size(need.disk.free_nbytes)} free at "
             f"{need.disk.folder}   {verdict}"
         )
     if found.memory is not None:
@@ -81,12 +79,12 @@ def _what(fetch: FetchPlan, found: StartPlan) -> str:
     steps = []
     if fetch.download_nbytes:
         files = f"{fetch.num_files} of {fetch.num_shards} files"
-        steps.append(f"download {fetch.download_nbytes / GB:.1f} GB ({files})")
-    weights = finished_nbytes(found.plan.readings, found.plan.formats) / GB
+        steps.append(f"download {shown_file_size(fetch.download_nbytes)} ({files})")
+    weights = finished_nbytes(found.plan.readings, found.plan.formats)
     keeps = fetch.keep_nbytes > 0
     is_taken = found.plan.checkpoint.quantized_format == found.plan.quant
     steps.append(f"take {found.plan.quant} as it is" if is_taken else "quantize")
-    steps += [f"keep {weights:.1f} GB for next time" if keeps else "keep nothing"]
+    steps += [f"keep {shown_file_size(weights)} for next time" if keeps else "keep nothing"]
     return f"plan   {', '.join(steps)}"
 
 

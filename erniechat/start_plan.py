@@ -14,14 +14,13 @@ from erniechat.memory_plan import MemoryPlan
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, choose_formats, context_length, copy_folder
-from erniechat.sizes import shown_size
+from erniechat.sizes import shown_file_size, shown_size
 from quant.copy import DATA_FILE, INDEX_FILE
 from quant.copy_writer import partial_folder
 
 SHORTEST_OFFERED_CTX = 2048
 SMALLER_FORMATS = {"bf16": ("int8", "nf4"), "int8": ("nf4",)}
 FLAGS = {"int8": "--8bit", "nf4": "--4bit"}
-GB = 1e9
 
 CheckMemory = Callable[[Plan, LoadOptions], None]
 
@@ -91,12 +90,14 @@ def check_disk(plan: Plan, options: LoadOptions) -> FetchPlan:
     if fetch.fits or not fetch.download_nbytes:
         return fetch
     need = max(fetch.needs, key=lambda need: need.lacking_nbytes)
-    parts = " + ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in need.parts.items() if nbytes)
+    parts = " + ".join(
+        f"{name} {shown_file_size(nbytes)}" for name, nbytes in need.parts.items() if nbytes
+    )
     ways = what_fits(plan, options, lambda other, changed: None)
-    hint = f"free {need.lacking_nbytes / GB:.1f} GB"
+    hint = f"free {shown_file_size(need.lacking_nbytes)}"
     raise DiskLimitError(
         f"{options.model} does not fit on the disk of {need.disk.folder}: {parts} = "
-        f"{need.nbytes / GB:.1f} GB, {need.disk.free_nbytes / GB:.1f} GB are free",
+        f"{shown_file_size(need.nbytes)}, {shown_file_size(need.disk.free_nbytes)} are free",
         f"{hint}, or what fits here: {', '.join(ways)}" if ways else hint,
     )
 

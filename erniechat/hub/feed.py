@@ -8,6 +8,7 @@ from erniechat.errors import ModelNotFoundError
 from erniechat.hub.failures import Stopped
 from erniechat.hub.fetch import fetch_shard
 from erniechat.hub.listing import HubFile, HubModel
+from erniechat.sizes import shown_file_size
 
 NUM_PARALLEL = 3
 MAX_KEPT = 2  # shards on the disk at one time where they are deleted once they are read
@@ -169,7 +170,7 @@ def check_online(model: HubModel, *, offline: bool) -> None:
         why = "--offline" if offline else "HF_HUB_OFFLINE is set"
         raise ModelNotFoundError(
             f"offline ({why}), and {len(model.missing)} of {len(model.shards)} files of "
-            f"{model.name} are not in the cache ({sum(missing_nbytes(model)) / 1e9:.1f} GB)",
+            f"{model.name} are not in the cache ({shown_file_size(sum(missing_nbytes(model)))})",
             "go online to fetch them, or use a complete model: erniechat cache ls",
         )
 

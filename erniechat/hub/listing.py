@@ -140,6 +140,11 @@ def _shards_in(snapshot: Path) -> list[HubFile]:
 def _ask(name: str, revision: str | None) -> HubModel:
     """The model as the hub has it; fetches the small files and keeps a record."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # public by its documents
+
+    class Silent(tqdm):  # the program has bars of its own
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]  # theirs
 
     info = patiently(lambda: HfApi().model_info(name, revision=revision, files_metadata=True))
     siblings = {s.rfilename: s for s in info.siblings or []}
@@ -153,7 +158,9 @@ def _ask(name: str, revision: str | None) -> HubModel:
     _check_kind(name, siblings)
 
     def fetch_small() -> Path:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=small))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=small, tqdm_class=Silent)
+        )
 
     folder = patiently(fetch_small)
     names = shard_names(folder) if INDEX_FILE in siblings else [SINGLE_FILE]

@@ -6,6 +6,7 @@ from typing import TextIO
 from erniechat.errors import UsageError
 from erniechat.events import StartNotice
 from erniechat.options import LoadOptions
+from erniechat.sizes import shown_file_size
 from erniechat.ui.terminal import Terminal
 from erniechat.ui.text import visible
 from erniechat.ui.worker import Worker
@@ -53,7 +54,7 @@ def announce(
         raise notice.problem
     if yes or notice.download_nbytes < ASK_NBYTES:
         return
-    size = f"{notice.download_nbytes / 1e9:.1f} GB"
+    size = shown_file_size(notice.download_nbytes)
     if stdin is None or not (terminal.stdin_is_tty and terminal.stderr_is_tty):
         raise UsageError(
             f"{options.model} would fetch {size}, and no one can be asked",

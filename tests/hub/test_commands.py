@@ -23,9 +23,9 @@ def test_plan_tells_all_and_fetches_no_weight(hub: Hub, capsys: pytest.CaptureFi
     assert main(["plan", "owner/mini", "--8bit"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(
-        "owner/mini · 0123456789ab · int8 · cpu\nplan   download 0.0 GB (3 of 3 f"
+        "owner/mini · 0123456789ab · int8 · cpu\nplan   download 30.5 MB (3 of 3 f"
     )
-    assert "disk   download 0.0 + copy 0.0 GB at most" in out
+    assert "disk   download 30.5 MB + copy 15.8 MB at most" in out
     assert "RAM:" in out
     assert main(["plan", "owner/mini", "--8bit", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -53,7 +53,7 @@ def test_plan_after_a_start_has_nothing_to_fetch(
     question = ["-p", "What is 2 + 3?", "--no-stdin", "--max-tokens", "40"]
     assert main(["-m", "owner/mini", "--8bit", *question]) == 0
     captured = capsys.readouterr()
-    assert "plan   download 0.0 GB (3 of 3 files), quantize, keep 0.0 GB" in captured.err
+    assert "plan   download 30.5 MB (3 of 3 files), quantize, keep 15.8 MB" in captured.err
     assert captured.out.strip()
     assert main(["plan", "owner/mini", "--8bit"]) == 0
     assert "start from the finished copy; nothing to fetch" in capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_a_large_download_needs_a_yes_where_no_one_can_be_asked(
     monkeypatch.setattr("erniechat.ui.announce.ASK_NBYTES", 1_000_000)
     question = ["-m", "owner/mini", "--8bit", "-p", "2 + 3 =", "--max-tokens", "4", "--no-stdin"]
     assert main(question) == 2
-    assert "would fetch 0.0 GB, and no one can be asked; give --yes" in capsys.readouterr().err
+    assert "would fetch 30.5 MB, and no one can be asked; give --yes" in capsys.readouterr().err
     assert sum(hub.sent.get(name, 0) for name in SHARDS) <= 3 * (128 << 10)
     assert main([*question, "--yes"]) == 0
 
@@ -90,7 +90,9 @@ def test_export_writes_a_folder(
 ) -> None:
     target = tmp_path / "exported"
     assert main(["export", "owner/mini", str(target), "--8bit"]) == 0
-    assert f"{target}: 0.03 GB, int8 as bitsandbytes has it" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert f"{target}: 27.5 MB, int8 as bitsandbytes has it" in captured.out
+    assert "Fetching" not in captured.err + captured.out
     assert (target / "tokenizer.json").is_file()
     config = json.loads((target / "config.json").read_text())
     assert config["quantization_config"]["load_in_8bit"] is True
@@ -102,6 +104,6 @@ def test_no_such_model_has_status_3(hub: Hub, capsys: pytest.CaptureFixture[str]
         assert 'no model "owner/none" on the hub' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["plan"], ["plan", "a", "b"], ["export", "mini"]])
+@pytest.mark.parametrize("words", [["plan"], ["plan", ""], ["plan", "a", "b"], ["export", "mini"]])
 def test_words_too_many_or_too_few_are_usage(words: list[str]) -> None:
     assert main(words) == 2

@@ -106,7 +106,7 @@ def test_offline_what_is_missing_is_counted_and_nothing_is_asked(hub: Hub, home:
         path.resolve().unlink()
         path.unlink()
     hub.log.clear()
-    text = r"offline \(--offline\), and 2 of 3 files of owner/mini are not in .* \(0\.0 GB\); go"
+    text = r"offline \(--offline\), and 2 of 3 files of owner/mini are not in .* \(20\.4 MB\); go"
     with pytest.raises(ModelNotFoundError, match=text):
         load_engine(LoadOptions(model="owner/mini", quant="nf4", offline=True))
     load_engine(LoadOptions(model="owner/mini", quant="int8", offline=True))
@@ -199,7 +199,7 @@ def test_what_the_disk_does_not_hold_is_refused_before_the_first_shard(
 ) -> None:
     free = (256 << 20) + 40_000_000  # 30.5 MB to fetch, of which two shards are 20.4; 15.8 to keep
     monkeypatch.setattr("erniechat.start_plan.shutil.disk_usage", lambda path: Usage(free))
-    with pytest.raises(DiskLimitError, match=r"download 0\.0 \+ copy .* free") as caught:
+    with pytest.raises(DiskLimitError, match=r"download 30\.5 MB \+ copy .* free") as caught:
         load_engine(OPTIONS)
     assert caught.value.exit_status == 4
     assert "--discard-originals" in caught.value.hint

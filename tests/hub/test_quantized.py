@@ -66,7 +66,9 @@ def test_the_plan_knows_format_and_sizes_before_a_weight_is_fetched(
     assert (facts["quant"], facts["download_nbytes"], facts["fits"]) == ("nf4", nbytes, True)
     assert main(["plan", NAME]) == 0
     page = capsys.readouterr().out
-    assert page.startswith(f"{NAME} · 0123456789ab · nf4 · cpu\nplan   download 0.0 GB (2 of 2 f")
+    assert page.startswith(
+        f"{NAME} · 0123456789ab · nf4 · cpu\nplan   download {nbytes / 1e6:.1f} MB (2 of 2 f"
+    )
     assert "take nf4 as it is, keep" in page
     assert sent(hub) <= 2 * (128 << 10) + 4096  # the beginnings, with the headers
     load_engine(LoadOptions(model=NAME))
