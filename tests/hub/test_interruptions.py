@@ -34,7 +34,8 @@ def start(hub: Hub, home: Path, *arguments: str) -> "subprocess.Popen[bytes]":
 
 def run(hub: Hub, home: Path, *arguments: str) -> int:
     process = start(hub, home, *arguments)
-    process.communicate()
+    _, errors = process.communicate()
+    assert b"Fetching" not in errors  # huggingface_hub's own bar
     return process.returncode
 
 
