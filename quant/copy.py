@@ -9,7 +9,6 @@ the disk, so what has the name is complete. `quant.copy_writer` writes it.
 import json
 import mmap
 import os
-import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ COPY_VERSION = 2  # part of every key: raise it when files or layouts change
 ALIGNMENT = 64
 DATA_FILE = "weights.bin"
 INDEX_FILE = "index.json"
-START_AGAIN = "start again, and if that fails too delete its folder: it will be made again"
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -130,9 +128,7 @@ class QuantizedCopy:
         self._entries: dict[str, Any] = index["entries"]
         if not all(is_entry(entry, index["nbytes"]) for entry in self._entries.values()):
             raise QuantError(_damaged_index(folder))
-        self._file, self._memory = _map(folder / DATA_FILE, index["nbytes"])
-        weakref.finalize(self, os.close, self._file)
-        self._address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        self._memory = _map(folder / DATA_FILE, index["nbytes"])
         self._is_lost = watch(self._memory)
 
     def __iter__(self) -> Iterator[str]:
@@ -166,8 +162,8 @@ class QuantizedCopy:
         """
         if self._is_lost():
             raise QuantError(
-                f"{self.path} can no longer be read: it was cut short, or its disk fails; "
-                f"{START_AGAIN}"
+                f"{self.path} can no longer be read: it was cut short, or its disk fails; start "
+                "again, and if that fails too delete its folder: it will be made again"
             )
 
     def let_go(self) -> None:
@@ -184,33 +180,6 @@ class QuantizedCopy:
         }
         out_features, in_features = entry["shape"]
         return Place(entry["format"], entry["layout"], (out_features, in_features), parts)
-
-    def read_into(self, target: memoryview, part: Tensor) -> bool:
-        """Read a contiguous piece of a mapped weight past the mapping, which need not fault it in.
-
-        Args:
-            target: As many bytes.
-            part: uint8.
-
-        Returns:
-            Whether it was a piece of this copy; if not, nothing is read.
-
-        Raises:
-            QuantError: If the file can no longer be read.
-        """
-        begin = part.data_ptr() - self._address
-        if not 0 <= begin < len(self._memory):
-            return False
-        done = 0
-        while done < len(target):
-            try:
-                found = os.preadv(self._file, [target[done:]], begin + done)
-            except OSError as exc:
-                raise QuantError(f"{self.path} can no longer be read: {exc.strerror}") from exc
-            if not found:
-                raise QuantError(f"{self.path} is shorter than it was; {START_AGAIN}")
-            done += found
-        return True
 
     def _view(self, part: Mapping[str, Any]) -> Tensor:
         dtype = DTYPES[part["dtype"]]
@@ -287,17 +256,15 @@ class QuantizedCopy:
         return True
 
 
-def _map(path: Path, expected_nbytes: int) -> tuple[int, mmap.mmap]:
+def _map(path: Path, expected_nbytes: int) -> mmap.mmap:
     try:
-        file = os.open(path, os.O_RDONLY)
+        with path.open("rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes == expected_nbytes:
+                # Private: the pages are the page cache's until someone writes, and no one does.
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except FileNotFoundError:
         nbytes = 0
-    else:
-        nbytes = os.fstat(file).st_size
-        if nbytes == expected_nbytes:
-            # Private: the pages are the page cache's until someone writes, and no one does.
-            return file, mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
-        os.close(file)
     raise QuantError(
         f"{path} has {nbytes} bytes instead of {expected_nbytes}; "
         "delete the folder and it will be made again"

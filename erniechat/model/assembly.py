@@ -111,8 +111,7 @@ def _assemble_pooled(
     matrices: dict[str, QuantTensor] = {}
     # A shared expert's bias would have to be added in the pool.
     num_shared = 0 if config.use_bias else config.num_shared_experts
-    read = weights.read_into if isinstance(weights, QuantizedCopy) else None
-    with Uploader(device, read) as upload:
+    with Uploader(device) as upload:
         pooled = (
             pooled_experts(
                 config, weights, formats, device, upload, num_shared, places, dtype, residency

@@ -1,10 +1,10 @@
 """From the quantized copy to a GPU: speed from a warm page cache, and what a full context takes.
 
-    python -m tests.bench.gpu_load [--layers 28] [--experts 64] [--threads 1 2 4 8] [--folder DIR]
+    python -m tests.bench.gpu_load [--layers 28] [--experts 64] [--folder DIR]
 
 Random weights of the 21B shape are written as a copy (11.7 GB), read once so that they are in the
-page cache, then loaded three times with each number of threads that copy. A prompt of 4,032 tokens
-and 64 decoded ones give the peak on the GPU. ``--device cpu`` only shows that this program works.
+page cache, then loaded three times. A prompt of 4,032 tokens and 64 decoded ones give the peak on
+the GPU. ``--device cpu`` only shows that this program works.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder
 from erniechat.model.synthetic import with_layers
-from quant import upload
 from quant.copy import QuantizedCopy
 from tests.bench.gpu_step import SHAPE_21B, report
 from tests.bench.random_copy import formats_on, read_once, write_copy
@@ -53,11 +52,8 @@ def load(
     return decoder, time.perf_counter() - began
 
 
-def measure(
-    config: ModelConfig, folder: Path, formats: Formats, device: torch.device, num_threads: int
-) -> Decoder:
+def measure(config: ModelConfig, folder: Path, formats: Formats, device: torch.device) -> Decoder:
     """Load several times, report, and give the last decoder."""
-    upload.NUM_THREADS = num_threads
     before = gpu_nbytes(device, "memory_allocated")
     seconds = []
     for _ in range(NUM_RUNS):
@@ -68,7 +64,7 @@ def measure(
         over = gpu_nbytes(device, "max_memory_allocated") - held
     nbytes = QuantizedCopy(folder).nbytes
     report(
-        event="load", threads=num_threads, copy_GB=round(nbytes / 1e9, 2),
+        event="load", copy_GB=round(nbytes / 1e9, 2),
         held_GB=round((held - before) / 1e9, 2), seconds=round(statistics.median(seconds), 2),
         GB_s=round(nbytes / statistics.median(seconds) / 1e9, 1),
         best_GB_s=round(nbytes / min(seconds) / 1e9, 1), over_MB=round(over / 1e6),
@@ -83,7 +79,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--folder")
-    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2, 4, 8])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--context", type=int, default=CONTEXT)
     args = parser.parse_args()
@@ -96,11 +91,7 @@ def main() -> None:
         write_copy(folder, config, formats)
         report(event="written", seconds=round(time.perf_counter() - began, 1))
         read_once(folder)
-        decoder = None
-        for num_threads in args.threads:
-            decoder = None
-            decoder = measure(config, folder, formats, device, num_threads)
-    assert decoder is not None
+        decoder = measure(config, folder, formats, device)
     kv_cache = decoder.new_kv_cache(args.context)
     ids = torch.randint(0, config.vocab_size, (args.context - 64,)).tolist()
     for first in range(0, len(ids), 512):
