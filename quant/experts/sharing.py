@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from quant.errors import QuantError
 
-REST_SECONDS = 6e-4  # of the CPU in a layer of a prompt's chunk; measured, as is the next
-CROWDED = 1.15  # how much longer the CPU takes while the bus reads the same memory
+REST_SECONDS = 4e-4  # of the CPU in a layer of a prompt's chunk; measured, as is the next
+CROWDED = 1.15  # how much longer CPU and bus take while both read the same memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ def row_share(num_experts: float, expert_nbytes: int, bus: float, expert_seconds
 
     All of them are used by some of its tokens; CPU and bus should end at the same time. The bus
     works through the whole layer, since experts are brought ahead of time; the CPU rests while
-    the GPU attends and routes, and is slower beside the bus than alone.
+    the GPU attends and routes. Beside each other both are slower than alone.
 
     Args:
         num_experts: That lie there, of a layer.
         expert_nbytes: That the GPU reads of one.
-        bus: Bytes a second that it reads.
+        bus: Bytes a second that it reads, alone.
         expert_seconds: What the CPU takes for one and its rows, alone.
     """
-    bus_seconds = expert_nbytes / bus
+    bus_seconds = CROWDED * expert_nbytes / bus
     cpu_seconds = CROWDED * expert_seconds
     ahead = num_experts * bus_seconds - REST_SECONDS
     return max(0.0, ahead / (num_experts * (bus_seconds + cpu_seconds)))

@@ -49,5 +49,5 @@ def test_speeds_must_be_positive():
 def test_for_a_prompt_cpu_and_bus_end_together():
     share = row_share(32, EXPERT_NBYTES, 50e9, 200e-6)
     cpu = REST_SECONDS + 32 * share * CROWDED * 200e-6
-    assert cpu == pytest.approx(32 * (1 - share) * EXPERT_NBYTES / 50e9)
+    assert cpu == pytest.approx(32 * (1 - share) * CROWDED * EXPERT_NBYTES / 50e9)
     assert row_share(1, EXPERT_NBYTES, 50e9, 200e-6) == 0  # not worth a handoff
