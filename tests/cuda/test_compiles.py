@@ -42,7 +42,7 @@ ATTENTION |= {"BITS": 4, "PTX": True}
 COMBINE = {"REP": 5, "RP": 16, "D": 128, "BT": 64, "SPLITS": 66, "PADDED_SPLITS": 128}
 TABLES = dict.fromkeys(("U0", "U1", "U2", "U3", "L0", "L1", "L2", "L3"), 0)
 TILES = {"BM": 64, "BN": 64, "BK": 64, "ROWS_PER_X": 8, "PTX": True, **TABLES}
-TILES |= {"STAGES": 3, "GROUPED": True, "GATED": True, "WEIGHTED": True}
+TILES |= {"STAGES": 3, "UNIT": 0.7, "GROUPED": True, "GATED": True, "WEIGHTED": True}
 KERNELS = {
     "attention": (attention.attention_kernel, ATTENTION),
     "combine": (attention.combine_kernel, {"BITS": 4, **COMBINE}),

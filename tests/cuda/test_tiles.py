@@ -46,6 +46,18 @@ def test_a_product_is_that_of_float64(format_name, num_rows):
     assert relative_error(out, x.double() @ values.T) < 5e-3
 
 
+@pytest.mark.parametrize(
+    ("format_name", "most"), [("nf4", 1.2e-3), ("fp4", 1e-5), ("int8", 1e-5), ("bf16", 1e-5)]
+)
+def test_weights_lose_next_to_nothing_in_the_kernel(format_name, most):
+    """Activations that are bfloat16, results that are not."""
+    torch.manual_seed(0)
+    weight, values = made(format_name, WIDTH, HIDDEN)
+    x = torch.randn(40, HIDDEN).bfloat16()
+    out = products.matmul(x.float().to(DEVICE), weight, products.address_table([weight]))
+    assert relative_error(out, x.double() @ values.T) < most
+
+
 @pytest.mark.parametrize("format_name", ["nf4", "int8", "bf16"])
 def test_experts_are_those_of_float64(format_name):
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quant.errors import QuantError
 from quant.kernels.base import ExpertWeights
-from quant.kernels.triton.tables import BITS, bf16_tables
+from quant.kernels.triton.tables import BF16_FACTORS, BITS, bf16_tables
 from quant.kernels.triton.tiles import tiles_kernel
 from quant.tensor import QuantTensor
 
@@ -59,6 +59,7 @@ def tile_options(
         "num_warps": 4,
         "num_stages": STAGES,
         "STAGES": STAGES,
+        "UNIT": 1 / BF16_FACTORS.get(weight.format, 1.0),
         **tables,
     }
 

@@ -13,6 +13,11 @@ from quant.formats.codebook import Codebook4
 # 0.63 % and 0.22 %).
 LEVELS_PER_UNIT = 112.05
 
+# What 4-bit values are multiplied with before they are rounded to bfloat16: nf4 then is off by
+# 0.078 % and 0.001 % too large on the whole, instead of by 0.136 % and 0.044 % too small; fp4 not
+# at all.
+BF16_FACTORS = {"nf4": 1.4367, "fp4": 1.5}
+
 BITS = {"nf4": 4, "fp4": 4, "int8": 8, "bf16": 16}
 
 
@@ -32,9 +37,13 @@ def int8_table(format_name: str) -> tuple[int, ...]:
 
 @cache
 def bf16_tables(format_name: str) -> tuple[int, ...]:
-    """The high bytes of the 16 values in bfloat16 as four int32, then the low ones."""
+    """The high bytes of the 16 values in bfloat16 as four int32, then the low ones.
+
+    The values are those of the codebook, multiplied by the format's factor.
+    """
     found = FORMATS[format_name]
     if not isinstance(found, Codebook4):
         return (0,) * 8
-    halves = found.codebook.to(torch.bfloat16).view(torch.uint8).view(16, 2)  # low byte first
+    values = found.codebook * BF16_FACTORS[format_name]
+    halves = values.to(torch.bfloat16).view(torch.uint8).view(16, 2)  # low byte first
     return _words(halves[:, 1]) + _words(halves[:, 0])

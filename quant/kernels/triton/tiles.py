@@ -187,7 +187,7 @@ def tiles_kernel(
     num_rows, num_experts, num_out, num_inputs,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BITS: tl.constexpr,
     GROUPED: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, ROWS_PER_X: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, UNIT: tl.constexpr,
     U0: tl.constexpr, U1: tl.constexpr, U2: tl.constexpr, U3: tl.constexpr,
     L0: tl.constexpr, L1: tl.constexpr, L2: tl.constexpr, L3: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
@@ -202,6 +202,7 @@ def tiles_kernel(
         weights: WEIGHTED: float32 ``[num_rows]``, factors of the results.
         out: ``[num_rows, num_out]``.
         num_out: Outputs; GATED: half the weight's rows, the gate's first.
+        UNIT: 4 bits: what one is in the table, see tables.py.
     """
     tile = tl.program_id(1)
     expert = 0
@@ -251,7 +252,7 @@ def tiles_kernel(
                 b = _tile_bf16(codes, weight_row, begin, all_out, num_inputs, BK)
                 acc = multiply(a, b, acc, PTX)
         if BITS == 4:
-            acc = _in_row_order(acc, BM, G)
+            acc = _in_row_order(acc, BM, G) * UNIT
         if BITS == 8:
             scale = tl.load(scales + weight_row, mask=weight_row < all_out, other=0.0)
             acc *= (scale * (1.0 / 127.0))[None, :]
