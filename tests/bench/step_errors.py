@@ -1,4 +1,4 @@
-"""What each rounding in the captured step costs on the built-in model, one at a time, in torch.
+"""What each rounding on a GPU costs on the built-in model, one at a time, in torch.
 
     python -m tests.bench.step_errors [--quant nf4] [--lines 160] [--no-forced]
 
@@ -23,7 +23,7 @@ from erniechat.model.layers import causal_attention, rotary_angles, rotate
 from erniechat.options import LoadOptions
 from quant.formats import FORMATS
 from quant.formats.codebook import Codebook4
-from quant.kernels.triton.tables import LEVELS_PER_UNIT
+from quant.kernels.triton.tables import BF16_FACTORS, LEVELS_PER_UNIT
 from quant.tensor import QuantTensor
 
 
@@ -37,6 +37,9 @@ class Rounding:
         cache: Keys, values and queries in bfloat16.
         ends: The embedding and the experts' shares in bfloat16.
         stream: The residual stream in bfloat16.
+        factor: What 4-bit values are multiplied with before they are rounded to bfloat16; 0 if
+            they are not.
+        activations: Of all products in bfloat16.
     """
 
     levels: float = 0
@@ -44,6 +47,8 @@ class Rounding:
     cache: bool = False
     ends: bool = False
     stream: bool = False
+    factor: float = 0
+    activations: bool = False
 
 
 def to_bf16(x: Tensor, wanted: bool) -> Tensor:
@@ -57,12 +62,15 @@ def to_int8(x: Tensor) -> Tensor:
     return (codes * (largest / 127)).flatten(-2)
 
 
-def dense(weight: QuantTensor, levels: float) -> Tensor:
-    found = FORMATS[weight.format]
-    if not levels or not isinstance(found, Codebook4):
+def dense(weight: QuantTensor, rounding: Rounding) -> Tensor:
+    found, levels, factor = FORMATS[weight.format], rounding.levels, rounding.factor
+    if not (levels or factor) or not isinstance(found, Codebook4):
         return found.dequantize(weight, torch.float32)
     codes, absmax = found.to_rows(weight)
-    table = (found.codebook * levels).round() / levels
+    if levels:
+        table = (found.codebook * levels).round() / levels
+    else:
+        table = (found.codebook * factor).bfloat16().float() / factor
     return (table[codes.int()].view(*absmax.shape, -1) * absmax[..., None]).view(weight.shape)
 
 
@@ -76,19 +84,24 @@ class Pass:
     forced: bool = False
 
     def __post_init__(self) -> None:
-        weights, levels = self.decoder.weights, self.rounding.levels
-        self.linears = {k: dense(v.weight, levels) for k, v in weights.linears.items()}
+        weights, how = self.decoder.weights, self.rounding
+        self.linears = {k: dense(v.weight, how) for k, v in weights.linears.items()}
         self.experts = {
-            layer_idx: [(dense(e.gate_up, levels), dense(e.down, levels)) for e in layer]
+            layer_idx: [(dense(e.gate_up, how), dense(e.down, how)) for e in layer]
             for layer_idx, layer in self.decoder.experts._experts.items()
         }
 
     def _into(self, x: Tensor, product: str) -> Tensor:
-        return to_int8(x) if product in self.rounding.int8 else x
+        if product:
+            x = to_bf16(x, self.rounding.activations)
+        return to_int8(x) if product and product in self.rounding.int8 else x
 
     def _norm(self, x: Tensor, name: str, product: str) -> Tensor:
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.config.rms_norm_eps)
-        return self._into(x * self.decoder.weights.tensors[name].float(), product) * scale
+        weight = self.decoder.weights.tensors[name].float()
+        if self.rounding.activations:  # prompts are normed first
+            return self._into(x * weight * scale, product)
+        return self._into(x * weight, product) * scale
 
     def _gated(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         gate, up = (x @ gate_up.T).chunk(2, -1)
@@ -98,7 +111,7 @@ class Pass:
     def logits(self, ids: list[int], document: int) -> Tensor:
         """float32 ``[num_tokens, vocab_size]``."""
         config, ends = self.decoder.config, self.rounding.ends
-        x = to_bf16(dense(self.decoder.weights.embedding, 0)[ids], ends)
+        x = to_bf16(dense(self.decoder.weights.embedding, Rounding())[ids], ends)
         angles = rotary_angles(torch.arange(len(ids)), config.head_dim, config.rope_theta)
         for layer_idx in range(config.num_hidden_layers):
             x = to_bf16(x + self._attention(x, layer_idx, angles), self.rounding.stream)
@@ -139,6 +152,7 @@ class Pass:
         return out
 
 
+TILES = Rounding(factor=BF16_FACTORS["nf4"], activations=True, cache=True, ends=True)
 STEP = Rounding(LEVELS_PER_UNIT, "qogdh", cache=True, ends=True)
 CASES = {
     "levels 1/127": Rounding(127.0),
@@ -150,6 +164,10 @@ CASES = {
     "bf16 residual stream": Rounding(stream=True),
     "all of the step": STEP,
     "the step with levels 1/127": replace(STEP, levels=127.0),
+    "bf16 values": Rounding(factor=1.0),
+    f"bf16 values by {BF16_FACTORS['nf4']}": Rounding(factor=BF16_FACTORS["nf4"]),
+    "all of a prompt's kernels": TILES,
+    "a prompt's kernels by 1": replace(TILES, factor=1.0),
 }
 
 
