@@ -6,11 +6,12 @@ from torch import Tensor
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder, DecoderWeights
-from erniechat.model.device_step import CapturedStep, build_chunk, build_step, why_not_captured
+from erniechat.model.device_step import CapturedStep
 from erniechat.model.disk_assembly import Residency, cached_experts
 from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
 from erniechat.model.layers import causal_attention
 from erniechat.model.native_step import build_native_step, prompt_attention
+from erniechat.model.step_assembly import build_chunk, build_step, why_not_captured
 from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.store import ExpertStore, ResidentExpertStore

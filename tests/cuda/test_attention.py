@@ -1,21 +1,16 @@
 """Attention of one token against float64: on a device, or in Triton's interpreter."""
 
 import importlib
-import importlib.util
-import os
 
 import pytest
 import torch
 
-INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-if not (torch.cuda.is_available() or INTERPRETS):
-    pytest.skip(
-        "there is no CUDA device; TRITON_INTERPRET=1 runs this file alone", allow_module_level=True
-    )
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from tests.cuda.test_tiles import (
+    DEVICE,
+    INTERPRETS,
+    pytestmark,  # noqa: F401  # the same conditions
+)
+
 attention = importlib.import_module("quant.kernels.triton.attention")
 NUM_KV, REP, D, CAPACITY, TILE, SPLITS = 2, 3, 64, 200, 16, 5
 

@@ -12,10 +12,11 @@ INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 from erniechat.generation.generate import Limits, decode, drawing_of  # noqa: E402
 from erniechat.generation.sampling import Sampler  # noqa: E402
 from erniechat.model.decoder import Decoder, DecoderWeights  # noqa: E402
-from erniechat.model.device_step import CapturedStep, build_chunk, build_step  # noqa: E402
+from erniechat.model.device_step import CapturedStep  # noqa: E402
 from erniechat.model.families import family_of  # noqa: E402
 from erniechat.model.kv_cache import KVCache  # noqa: E402
 from erniechat.model.run_ahead import Drawing  # noqa: E402
+from erniechat.model.step_assembly import build_chunk, build_step  # noqa: E402
 from quant.experts.pool import ExpertPool, PooledExpertStore, split_gated  # noqa: E402
 from quant.experts.store import ResidentExpertStore  # noqa: E402
 from quant.formats import FORMATS  # noqa: E402

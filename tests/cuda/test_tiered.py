@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from erniechat.model.device_step import CapturedStep, build_chunk, build_step
+from erniechat.model.device_step import CapturedStep
+from erniechat.model.step_assembly import build_chunk, build_step
 from quant.copy import QuantizedCopy
 from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
