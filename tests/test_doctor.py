@@ -57,9 +57,11 @@ def test_ram_is_faster_than_any_disk(monkeypatch: pytest.MonkeyPatch):
 def test_the_bus_and_experts_are_measured():
     assert 1e8 < speeds.measure_bus(CPU) < 1e13
     seconds = {}
-    for factor in (1, 8):
-        experts = random_experts(SMALL, FORMATS["nf4"], NativeBackend())
-        seconds[factor] = speeds.measure_expert_seconds(NativeBackend(), experts, 32 * factor)
+    experts = random_experts(SMALL, FORMATS["nf4"], NativeBackend())
+    for factor in (1, 8):  # the least of some: others may use this machine too
+        seconds[factor] = min(
+            speeds.measure_expert_seconds(NativeBackend(), experts, 32 * factor) for _ in range(5)
+        )
     assert 2 < seconds[8] / seconds[1] < 32
 
 
