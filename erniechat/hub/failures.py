@@ -120,17 +120,21 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
         raise _disk_error(name, exc) from exc
 
 
-def offline_error(name: str, why: str = "--offline") -> ModelNotFoundError:
+class HubUnreachableError(ModelNotFoundError):
+    """The hub was not asked or did not answer; what the cache holds may still serve."""
+
+
+def offline_error(name: str, why: str = "--offline") -> HubUnreachableError:
     """The model is not here, and the network may not be used."""
-    return ModelNotFoundError(
+    return HubUnreachableError(
         f"offline ({why}), and {name} is not in the cache",
         "connect once to fetch it, or name a folder",
     )
 
 
-def unreachable_error(name: str) -> ModelNotFoundError:
+def unreachable_error(name: str) -> HubUnreachableError:
     """The hub does not answer."""
-    return ModelNotFoundError(
+    return HubUnreachableError(
         f"the hub cannot be reached, and {name} is not complete in the cache",
         "connect to fetch it (what is here is kept), or name a folder",
     )

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from erniechat.errors import CheckpointError, ModelNotFoundError, UsageError
-from erniechat.hub.failures import hub_errors, offline_error, patiently
+from erniechat.errors import CheckpointError, UsageError
+from erniechat.hub.failures import HubUnreachableError, hub_errors, offline_error, patiently
 from erniechat.hub.listing import (
     COMMIT,
     HubFile,
@@ -74,8 +74,8 @@ def find_gguf(
         try:
             with hub_errors(name, revision):
                 listing = _ask(name, revision)
-        except ModelNotFoundError as exc:
-            if listing is None or not exc.message.startswith(("the hub cannot", "offline")):
+        except HubUnreachableError:
+            if listing is None:
                 raise
     files = choose(name, listing.files, choice, quant)
     return HubModel(name, listing.commit, listing.folder, files)

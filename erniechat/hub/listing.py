@@ -15,7 +15,7 @@ from typing import Any
 import platformdirs
 
 from erniechat.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from erniechat.hub.failures import hub_errors, offline_error, patiently
+from erniechat.hub.failures import HubUnreachableError, hub_errors, offline_error, patiently
 from erniechat.model.folder import INDEX_FILE, MAX_JSON_NBYTES, SINGLE_FILE, shard_names
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -93,11 +93,12 @@ def find_model(name: str, revision: str | None, *, offline: bool) -> HubModel:
     try:
         with hub_errors(name, revision):
             found = _ask(name, revision)
-    except ModelNotFoundError as exc:
-        unreachable = exc.message.startswith(("the hub cannot", "offline"))
-        if cached is not None and unreachable:
+    except HubUnreachableError:
+        if cached is not None:
             return cached
-        near = [] if unreachable else _near_names(name, Path(constants.HF_HUB_CACHE))
+        raise
+    except ModelNotFoundError as exc:
+        near = _near_names(name, Path(constants.HF_HUB_CACHE))
         if near:
             raise ModelNotFoundError(exc.message, f"in your cache: {', '.join(near)}") from exc
         raise
