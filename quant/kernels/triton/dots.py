@@ -83,7 +83,7 @@ def _each_row(x, BG: tl.constexpr):
 
 
 @triton.jit
-def _half_at(word, i: tl.constexpr):
+def half_at(word, i: tl.constexpr):
     """One of the two float16 of int32."""
     return ((word >> (16 * i)) & 65535).to(tl.int16).to(tl.float16, bitcast=True)
 
@@ -120,7 +120,7 @@ def dot_x16(
         even = tl.load(words, mask=ok[:, :, None], other=0)
         odd = tl.load(words + 16, mask=ok[:, :, None], other=0)
         scale = tl.load(absmax + g[:, None] * 8 + tl.arange(0, 8)[None, :], mask=ok, other=0)
-        scale = tl.reshape(tl.join(_half_at(scale, 0), _half_at(scale, 1)), (BG, 16))
+        scale = tl.reshape(tl.join(half_at(scale, 0), half_at(scale, 1)), (BG, 16))
         x = xq + g[:, None] * 16 + 4 * pair[None, :]
         xscale = tl.load(xs + g[:, None] * 4 + pair[None, :], mask=ok, other=0.0)
         low = _each_row(tl.load(x, mask=ok, other=0), BG)

@@ -8,6 +8,8 @@ from the host.
 import triton
 import triton.language as tl
 
+from quant.kernels.triton.dots import half_at
+
 # Eight 4-bit codes to eight bfloat16 values, two a register: their high and their low bytes are
 # looked up in a table each (see dots.py) and then interleaved.
 _EXPAND = tl.constexpr("""{
@@ -117,9 +119,7 @@ def _absmax_x16(absmax, group, block, num_blocks, num_groups, G: tl.constexpr):
     """
     at = (group.to(tl.int64) * num_blocks + block)[:, None] * 8 + tl.arange(0, 8)[None, :]
     w = tl.load(absmax + at, mask=(group < num_groups)[:, None], other=0)
-    low = (w & 65535).to(tl.int16).to(tl.float16, bitcast=True)
-    high = ((w >> 16) & 65535).to(tl.int16).to(tl.float16, bitcast=True)
-    scale = tl.reshape(tl.join(low, high).to(tl.float32), (G, 4, 4))
+    scale = tl.reshape(tl.join(half_at(w, 0), half_at(w, 1)).to(tl.float32), (G, 4, 4))
     return tl.reshape(tl.permute(scale, (2, 0, 1)), (16 * G,))
 
 
