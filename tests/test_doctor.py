@@ -49,20 +49,22 @@ def test_the_disk_is_read_past_its_cache_and_left_clean(tmp_path: Path):
     assert list((tmp_path / "disk").iterdir()) == []
 
 
+@pytest.mark.timed
 def test_ram_is_faster_than_any_disk(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(speeds, "PROBE_NBYTES", 64 << 20)
     assert 5e8 < speeds.measure_ram() < 5e12
 
 
+@pytest.mark.timed
 def test_the_bus_and_experts_are_measured():
     assert 1e8 < speeds.measure_bus(CPU) < 1e13
     seconds = {}
     experts = random_experts(SMALL, FORMATS["nf4"], NativeBackend())
-    for factor in (1, 8):  # the least of some: others may use this machine too
+    for factor in (1, 32):  # the least of some: others may use this machine too
         seconds[factor] = min(
             speeds.measure_expert_seconds(NativeBackend(), experts, 32 * factor) for _ in range(5)
         )
-    assert 2 < seconds[8] / seconds[1] < 32
+    assert 2 < seconds[32] / seconds[1] < 128
 
 
 def test_the_doctor_refreshes_what_is_kept_and_says_where(

@@ -59,6 +59,7 @@ def first_tokens(options: LoadOptions) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
+@pytest.mark.timed
 def test_the_second_start_maps_the_copy_and_answers_alike(home: Path) -> None:
     reports: list[Progress] = []
     options = LoadOptions(quant="nf4", kernels="reference")

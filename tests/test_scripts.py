@@ -96,6 +96,7 @@ def test_output_is_left_as_it_was_when_the_answer_fails(tmp_path: Path):
     assert run("plain", *HI, "-o", str(tmp_path / "no" / "file")).returncode == 2
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("scenario", ["slow", "stuck", "silent"])
 def test_the_time_limit_ends_with_124_whatever_the_model_does(scenario: str):
     began = time.monotonic()
@@ -106,6 +107,7 @@ def test_the_time_limit_ends_with_124_whatever_the_model_does(scenario: str):
     assert time.monotonic() - began < 6
 
 
+@pytest.mark.timed
 def test_the_time_limit_holds_for_the_load_too():
     done = run("plain", *HI, "--timeout", "0.5", FAKE_LOAD_SECONDS="20")
     assert (done.returncode, done.stdout) == (124, b"")
@@ -181,7 +183,7 @@ def test_other_encodings_and_bad_bytes_are_taken_on_request():
 
 def test_a_silent_stdin_can_be_given_up():
     with started("plain", *HI, "--stdin-timeout", "0.5", stdin=subprocess.PIPE) as process:
-        assert process.wait(timeout=5) == 2
+        assert process.wait(timeout=60) == 2
 
 
 def test_a_pipe_is_made_harmless_on_request():

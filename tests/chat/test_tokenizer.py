@@ -222,6 +222,7 @@ def test_stream_gives_the_text_back_where_nothing_is_prepended(tiny_plain, text)
     assert "".join(stream(tiny_plain, tiny_plain.encode(text))) == text
 
 
+@pytest.mark.timed
 def test_a_long_reply_takes_time_linear_in_its_length(tiny_plain):
     ids = tiny_plain.encode("hello 你好 a\n") * 3000
     decoder = tiny_plain.stream_decoder()

@@ -150,6 +150,7 @@ def test_a_full_disk_is_an_error() -> None:
     assert b"Traceback" not in result.stderr
 
 
+@pytest.mark.timed
 def test_sigint_ends_with_130() -> None:
     process = subprocess.Popen(
         [*COMMAND, "-q", "--raw", "--temperature", "2", "-p", "a"],

@@ -117,6 +117,7 @@ def test_a_home_that_cannot_be_written_costs_nothing_but_the_copy() -> None:
     assert all(line.startswith("note: ") for line in lines)
 
 
+@pytest.mark.timed
 def test_without_a_gpu_the_header_says_cpu_and_something_is_said_at_once() -> None:
     began = time.monotonic()
     with TerminalRun([*COMMAND, "-m", "mini"], width=100, CUDA_VISIBLE_DEVICES="") as run:
@@ -129,6 +130,7 @@ def test_without_a_gpu_the_header_says_cpu_and_something_is_said_at_once() -> No
     assert first < 2  # 0.1 s on an idle machine; see test_the_first_sign_of_life
 
 
+@pytest.mark.timed
 def test_the_first_sign_of_life_costs_a_tenth_of_a_second() -> None:
     code = (
         "import os, sys, time\n"

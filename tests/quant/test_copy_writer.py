@@ -231,7 +231,7 @@ def test_a_full_disk_is_an_error_and_what_is_written_stays(tmp_path, monkeypatch
     def write() -> None:
         with CopyWriter(folder, {}) as writer:
             writer["w0"] = WEIGHTS["w0"]
-            end = time.monotonic() + 10
+            end = time.monotonic() + 60
             while call == "fdatasync" and time.monotonic() < end:  # a thread finds it
                 time.sleep(0.01)
                 writer["w1"] = WEIGHTS["w1"]

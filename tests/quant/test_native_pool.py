@@ -58,6 +58,7 @@ finally:
 """
 
 
+@pytest.mark.timed
 def test_a_thread_that_gets_no_time_to_run_holds_nobody_up():
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core has no place for another thread")
@@ -69,6 +70,7 @@ def test_a_thread_that_gets_no_time_to_run_holds_nobody_up():
     assert float(done.stdout) > 0.3
 
 
+@pytest.mark.timed
 def test_threads_that_wait_sleep():
     weight = FORMATS["nf4"].random((512, 512), torch.Generator().manual_seed(0))
     backend, x, before = NativeBackend(), torch.ones(1, 512), num_threads()

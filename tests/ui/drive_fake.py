@@ -27,6 +27,7 @@ from tests.ui.markdown_documents import PROGRAM
 POEM = "Two roads diverged in a yellow wood, and sorry I could not travel both."
 CALL = ToolCall("call-1", "get_weather", '{"city": "Paris"}')
 
+ROADS = [f"road {number}" for number in range(40)]
 STEPS = [f"step {number} of the thoughts" for number in range(50)]
 MARKDOWN = """# Two roads
 
@@ -93,7 +94,14 @@ SCENARIOS: dict[str, list[Script]] = {
     "markdown-now": [words(MARKDOWN)],
     "markdown-slow": [[*thinking("Let me think about it. " * 30, 0.03), *words(MARKDOWN, 0.05)]],
     "thinks-aloud": [[*thinking("\n".join(STEPS), 0.007), *words("Done.")]],
-    "roads": [words("Some roads: " + ", ".join(f"road {n}" for n in range(40)), 0.03)],
+    "roads": [words("Some roads: " + ", ".join(ROADS), 0.03)],
+    "roads-with-rests": [
+        [
+            step
+            for index, step in enumerate(words("Some roads: " + ", ".join(ROADS), 0.03))
+            for step in ([Pause(1.5), step] if index in (40, 60, 80) else [step])
+        ]
+    ],
     "code": [words(f"```python\n{PROGRAM}\n```\nDone.", 0.02)],
     "silent": [[Pause(30), TextDelta("late")]],
     "warms-up": [],

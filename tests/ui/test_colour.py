@@ -56,6 +56,7 @@ def test_the_program_obeys_on_a_terminal(
         assert (re.search(rb"\x1b\[[\d;]*[1-9][\d;]*m", run.bytes) is not None) == colours
 
 
+@pytest.mark.timed
 def test_without_colours_words_and_numbers_say_it_all():
     with erniechat("thinks", *MODEL, NO_COLOR="1", width=90) as run:
         run.wait("ctx ")

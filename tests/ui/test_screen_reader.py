@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from erniechat.ui.answer_view import ParagraphAnswer
 from erniechat.ui.wrap import StreamWrap
 from tests.ui.drive_fake import POEM
@@ -50,6 +52,7 @@ def test_half_a_paragraph_is_held_back():
     assert "".join(written) == "One two.\n\nThree four.\n\nFive\n"
 
 
+@pytest.mark.timed
 def test_one_answer_says_what_it_does_without_moving_the_cursor():
     with erniechat("thinks", "-p", "hi", "-m", "m", "--screen-reader") as run:
         assert run.end() == 0

@@ -66,7 +66,7 @@ def test_fish_completes_flags_values_and_commands(home: dict[str, str]):
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
 @pytest.mark.parametrize("load", ["source {}", 'eval "$(cat {})"'])
 def test_zsh_completes_flags_values_and_commands(home: dict[str, str], load: str):
-    with pexpect.spawn("zsh", ["-f", "-i"], env=home, encoding="utf-8", timeout=20) as zsh:
+    with pexpect.spawn("zsh", ["-f", "-i"], env=home, encoding="utf-8", timeout=60) as zsh:
         zsh.sendline(
             "PS1='> '; unsetopt zle_bracketed_paste; autoload -Uz compinit; compinit -u -D"
         )

@@ -17,6 +17,7 @@ def ready(run: TerminalRun) -> None:
     run.wait(lambda: "ctx " in run.text and re.search(PROMPT, run.text) is not None)
 
 
+@pytest.mark.timed
 def test_a_chat_from_greeting_to_goodbye_leaves_the_terminal_as_it_was():
     with erniechat("thinks", *MODEL, height=16) as run:
         before = run.mode
@@ -58,6 +59,7 @@ def test_it_says_something_at_once_and_the_load_leaves_no_trace():
         assert "loading" not in run.text
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("key", ["\x1b", "\x03"])
 def test_a_stop_keeps_the_part_and_typed_ahead_text(key: str):
     with erniechat("slow", *MODEL) as run:
@@ -90,6 +92,7 @@ def test_the_model_warms_up_while_the_user_types_and_no_longer():
         assert run.end() == 0
 
 
+@pytest.mark.timed
 def test_the_answer_streams():
     with erniechat("slow", *MODEL) as run:
         ready(run)
@@ -99,6 +102,7 @@ def test_the_answer_streams():
         run.wait("both.")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("scenario", ["stuck", "slow"])
 def test_a_second_ctrl_c_leaves_whatever_the_model_does(scenario: str):
     with erniechat(scenario, *MODEL) as run:
@@ -125,6 +129,7 @@ def test_ctrl_c_during_the_load_leaves():
         assert (run.text, run.mode) == ("", before)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("at_prompt", [True, False])
 def test_sigterm_gives_the_terminal_back(at_prompt: bool):
     with erniechat("endless", *MODEL) as run:
@@ -148,6 +153,7 @@ def test_reading_is_shown_and_wiped():
         assert "reading" not in run.text
 
 
+@pytest.mark.timed
 def test_a_narrow_terminal_wraps_at_words_and_keeps_the_toolbar_on_one_line():
     with erniechat("thinks", *MODEL, width=24, height=20) as run:
         ready(run)
@@ -169,6 +175,7 @@ def test_help_and_settings_on_the_screen():
         run.wait(r"temperature +0\.3 +0\.8 +flag")
 
 
+@pytest.mark.timed
 def test_plain_has_no_escapes_and_works():
     with erniechat("thinks", *MODEL, "--plain") as run:
         before = run.mode
@@ -182,6 +189,7 @@ def test_plain_has_no_escapes_and_works():
         assert run.mode == before
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {}])
 def test_no_color_means_no_colours(environ: dict[str, str]):
     with erniechat("thinks", *MODEL, **environ) as run:
@@ -203,6 +211,7 @@ def test_one_shot_on_a_terminal_neutralises_and_wipes_its_progress():
         assert run.lines == ["␛[2Jwiped ‹9b›m ␇bell"]
 
 
+@pytest.mark.timed
 def test_one_shot_on_a_terminal_counts_the_thinking_and_wipes_it():
     with erniechat("thinks", "-p", "hi", *MODEL) as run:
         run.wait(r"thinking \d\.\d s · \d tok")
@@ -212,6 +221,7 @@ def test_one_shot_on_a_terminal_counts_the_thinking_and_wipes_it():
         ]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("flags", "term"), [(("--plain",), "xterm"), ((), "dumb")])
 def test_one_shot_without_cursor_motion_sends_no_escape(flags: tuple[str, ...], term: str):
     with erniechat("thinks", "-p", "hi", *MODEL, *flags, TERM=term) as run:
