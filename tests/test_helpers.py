@@ -15,6 +15,7 @@ from erniechat.chat.conversation import Message
 from erniechat.chat.session_file import SessionFile
 from erniechat.errors import UsageError
 from erniechat.ui.arguments import chat_parser, parse_arguments
+from erniechat.ui.commands import COMMANDS
 from erniechat.ui.helpers import info_page, sessions_page
 from tests.test_cli import ROOT, command, run
 
@@ -99,6 +100,8 @@ def test_the_man_page_has_every_flag_and_the_exit_statuses():
         if action.help != argparse.SUPPRESS:
             assert all(flag in page for flag in action.option_strings)
     assert "124 time limit" in page
+    for known in COMMANDS:
+        assert f"\n.B {known.usage}\n{known.summary}." in page
     if shutil.which("man"):
         done = subprocess.run(["man", "-l", "-"], input=page.encode(), capture_output=True)
         assert b"temperature" in done.stdout or done.returncode != 0

@@ -18,6 +18,7 @@ from erniechat.chat.sessions import (
     kept_folder,
     sessions_folder,
 )
+from erniechat.chat.summary import Summary
 from erniechat.errors import ErnieChatError, UsageError
 from erniechat.events import TurnEnd
 
@@ -92,6 +93,16 @@ class SessionFile:
         """Only the first messages are still in the conversation."""
         if self._file_descriptor is not None:
             self._write({"type": "keep", "messages": num_messages, "why": why})
+
+    def add_summary(self, summary: Summary | None) -> None:
+        """A summary stands for the first messages from here on; None takes the newest away."""
+        if self._file_descriptor is None:
+            return
+        entry: dict[str, Any] = {"type": "summary", "text": None}
+        if summary is not None:
+            entry |= {"text": summary.text, "messages": summary.num_messages}
+            entry["made_at"] = summary.made_at
+        self._write(entry)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -7,9 +7,10 @@ Kinds of lines, told by ``type``:
     message  a message; an answer's also has how it ended
     part     a further piece of an answer under way; the message replaces it
     keep     only the first messages are still in the conversation; why: undo, retry, edit, …
+    summary  a text that the model reads in place of the first messages; null ends the newest
 
 What `keep` takes out of the conversation stays in the file: an answer that was asked for again
-is its first answer's sibling.
+is its first answer's sibling. So do the messages that a summary stands for.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from typing import Any
 import platformdirs
 
 from erniechat.chat.conversation import Message
+from erniechat.chat.summary import Summary, summaries_of
 from erniechat.errors import UsageError
 
 VERSION = 1
@@ -52,6 +54,7 @@ class SavedChat:
     settings: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
     num_tokens: int = 0
     damage: list[str] = field(default_factory=list)
 
@@ -113,6 +116,13 @@ def _replay(chat: SavedChat, part: dict[str, str], entry: dict[str, Any]) -> Non
     elif kind == "keep":
         part.update(thoughts="", text="")
         del chat.messages[int(entry["messages"]) :]
+        chat.summaries = summaries_of(chat.summaries, len(chat.messages))
+    elif kind == "summary" and entry["text"] is None:
+        del chat.summaries[-1:]
+    elif kind == "summary":
+        made_at = min(int(entry["made_at"]), len(chat.messages))
+        num_messages = min(int(entry["messages"]), made_at)
+        chat.summaries.append(Summary(str(entry["text"]), num_messages, made_at))
     elif kind == "system":
         chat.system = entry["text"]
     elif kind == "session":

@@ -3,12 +3,13 @@
 import signal
 import time
 import traceback
+from collections.abc import Callable, Iterator
 
 from erniechat.errors import ErnieChatError
-from erniechat.events import TurnEnd
+from erniechat.events import StreamEvent, TurnEnd
 from erniechat.ui.failure import describe
 from erniechat.ui.prompt import Prompt
-from erniechat.ui.reply import growth_line
+from erniechat.ui.reply import ReplyRecord, growth_line
 from erniechat.ui.reply_view import ReplyView
 from erniechat.ui.result import end_line, length_note
 from erniechat.ui.session import Session, Turn
@@ -54,18 +55,11 @@ class Answerer:
         """
         session = self._session
         self._screen.line()
-        view = ReplyView(
-            self._screen,
-            session.thoughts_mode,
-            session.backend.count_tokens,
-            session.raw,
-            markdown=session.settings.display.markdown and not session.raw,
-            sentences=session.settings.display.screen_reader,
-        )
+        view = self._view()
         session.begin(turn)
         reply = self._worker.start(lambda: session.events(turn), session.backend.cancel)
         try:
-            self._draw(reply, view)
+            self._draw(reply, view, session.save_part)
             reply.check()
         except EOFError:
             raise
@@ -75,7 +69,43 @@ class Answerer:
         view.finish()
         return self._settle(view, turn)
 
-    def _draw(self, reply: Reply, view: ReplyView) -> None:
+    def aside(self, events: Callable[[], Iterator[StreamEvent]]) -> ReplyRecord | None:
+        """Draw a reply that is no part of the conversation; None if it was stopped or failed.
+
+        Raises:
+            Interrupted: For a second Ctrl-C soon after the first.
+        """
+        self._screen.line()
+        view = self._view()
+        reply = self._worker.start(events, self._session.backend.cancel)
+        try:
+            self._draw(reply, view, lambda record: None)
+            reply.check()
+        except EOFError:
+            raise
+        except Exception as exc:
+            self._report(view, exc)
+            self._say_error(exc)
+            return None
+        view.finish()
+        self._screen.line()
+        end = view.record.end
+        if end is not None:
+            self._session.totals.add(end)
+        return view.record if end is not None and end.finish_reason != "cancelled" else None
+
+    def _view(self) -> ReplyView:
+        session = self._session
+        return ReplyView(
+            self._screen,
+            session.thoughts_mode,
+            session.backend.count_tokens,
+            session.raw,
+            markdown=session.settings.display.markdown and not session.raw,
+            sentences=session.settings.display.screen_reader,
+        )
+
+    def _draw(self, reply: Reply, view: ReplyView, save: Callable[[ReplyRecord], None]) -> None:
         """Draw events and obey keys until the reply ends."""
         saved_at = time.monotonic()
         try:
@@ -93,20 +123,17 @@ class Answerer:
                         view.stopping()
                     view.show(reply.take(0))
                     if time.monotonic() - saved_at > SAVE_SECONDS:
-                        self._session.save_part(view.record)
+                        save(view.record)
                         saved_at = time.monotonic()
         except BaseException:
             reply.cancel()
-            self._session.save_part(view.record)  # first: the terminal may be gone
+            save(view.record)  # first: the terminal may be gone
             view.finish()
             raise
 
     def _fail(self, view: ReplyView, turn: Turn, exc: Exception) -> None:
         """An error in a turn: keep what was written, or give the message back."""
-        self._screen.log.failure(exc)
-        view.finish()
-        if self._debug:
-            self._screen.block("".join(traceback.format_exception(exc)))
+        self._report(view, exc)
         if view.record.has_answer:
             self._session.keep(view.record, turn.part)
             self._screen.line()
@@ -117,6 +144,13 @@ class Answerer:
             return
         self._session.take_back(view.record, turn)
         self._say_error(exc)
+
+    def _report(self, view: ReplyView, exc: Exception) -> None:
+        """End what was drawn; where it failed goes to the log."""
+        self._screen.log.failure(exc)
+        view.finish()
+        if self._debug:
+            self._screen.block("".join(traceback.format_exception(exc)))
 
     def _say_error(self, exc: Exception) -> None:
         """One line; a bug in the engine ends the turn and not the chat."""

@@ -29,6 +29,7 @@ from erniechat.ui.setting_commands import (
 )
 from erniechat.ui.stats import stats_tables
 from erniechat.ui.turn_commands import (
+    compact_command,
     continue_command,
     copy_command,
     edit_command,
@@ -190,7 +191,7 @@ PAGE = (
     ("/think [mode | budget N]", "whether, and how much, the model thinks"),
     ("/thoughts [mode], Ctrl-O", "show the last thoughts, or set how they are shown"),
     ("/model, /stats, /tools", "what is loaded; tokens, times, memory; functions"),
-    ("/reset", "new conversation, same settings"),
+    ("/compact [n], /reset", "summarise the first exchanges; begin a new conversation"),
     ("/sessions, /resume [ID]", "list saved conversations; go on with one"),
     ("/fork, /load PATH", "branch this one off; take one from a file"),
     ("/export FORMAT [PATH]", "write it as md, json or txt"),
@@ -239,6 +240,11 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "undo", "[n]", "drop the last exchange; its message comes back", undo_command, (), (),
         "With a number, the last n exchanges.",
+    ),
+    Command(
+        "compact", "[n]", "summarise the first n exchanges", compact_command, (), (),
+        "Without n all but the last. What would go is shown first. The originals stay in the "
+        "session and in what /export writes; /undo brings them back, /system shows the summary.",
     ),
     Command(
         "copy", "[code [n]]", "copy the last answer", copy_command, (), ("code",),

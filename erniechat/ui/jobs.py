@@ -172,6 +172,7 @@ def _request(job: Job, deadline: Deadline) -> Request:
         "",
         system if system is not None or saved is None else saved.system,
         tuple(saved.messages) if saved else (),
+        saved.summaries[-1] if saved and saved.summaries else None,
         read_tool_file(arguments.tools).tools,
         raw=arguments.raw,
         think=settings.think,

@@ -3,11 +3,12 @@
 import argparse
 
 from erniechat import __version__
+from erniechat.ui.commands import COMMANDS
 from erniechat.ui.parser import Parser
 
 
 def man_page(parser: Parser) -> str:
-    """The page in roff: synopsis, every flag in its group, and what the help page ends with."""
+    """The page in roff: synopsis, options, commands of the chat, what the help page ends with."""
     lines = [
         f'.TH ERNIECHAT 1 "" "erniechat {__version__}" "User Commands"',
         ".SH NAME",
@@ -22,6 +23,10 @@ def man_page(parser: Parser) -> str:
             lines.append(f".SS {_escape(group.title or 'options')}")
         for action in actions:
             lines += [".TP", f".B {_escape(_name(action))}", _escape(action.help or "")]
+    lines.append(".SH COMMANDS IN THE CHAT")
+    for command in COMMANDS:
+        lines += [".TP", f".B {_escape(command.usage)}"]
+        lines.append(_escape(f"{command.summary}. {command.details}".rstrip()))
     lines += [".SH NOTES", *_verbatim(parser.epilog or "")]
     return "\n".join(lines) + "\n"
 

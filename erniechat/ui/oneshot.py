@@ -12,6 +12,7 @@ from typing import Any
 from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.session_file import SessionFile
+from erniechat.chat.summary import Summary, as_read
 from erniechat.errors import ErnieChatError, StructureError, TimeLimitError
 from erniechat.events import StreamEvent, TurnEnd
 from erniechat.options import SamplingOptions, Structure
@@ -63,6 +64,7 @@ class Request:
     Attributes:
         prompt: The message.
         earlier: The conversation before it.
+        summary: What is read of the conversation in place of its first messages.
         form: text, json or jsonl.
         output: The file that gets the answer instead of stdout.
         file: Where the conversation is saved, if anywhere.
@@ -71,6 +73,7 @@ class Request:
     prompt: str
     system: str | None = None
     earlier: tuple[Message, ...] = ()
+    summary: Summary | None = None
     tools: tuple[dict[str, Any], ...] = ()
     raw: bool = False
     think: ThinkMode = "auto"
@@ -88,8 +91,8 @@ class Request:
     @property
     def messages(self) -> list[Message]:
         """The conversation that is answered."""
-        system = [Message("system", self.system)] if self.system else []
-        return [*system, *self.earlier, Message("user", self.prompt)]
+        earlier = as_read(self.system, self.earlier, self.summary)
+        return [*earlier, Message("user", self.prompt)]
 
     def count_tokens(self, backend: ChatBackend, raw: bool) -> int:
         """Tokens of all that the model reads."""

@@ -7,11 +7,13 @@ from typing import Any
 
 from erniechat.backend import ChatBackend
 from erniechat.chat.sessions import SavedChat, session_paths, sessions_folder
+from erniechat.chat.summary import Compaction
 from erniechat.errors import ErnieChatError
 from erniechat.ui.answering import POLL_SECONDS, Answerer
 from erniechat.ui.attachments import expand
 from erniechat.ui.bindings import unquoted
 from erniechat.ui.commands import literal, parse_line, run_command
+from erniechat.ui.compacting import compact, show
 from erniechat.ui.inputs import read_system
 from erniechat.ui.keys import KeyWatch
 from erniechat.ui.overflow import make_fit
@@ -265,10 +267,18 @@ class Repl:
         attached, session.attached = session.attached, []
         return "\n\n".join([*attached, *(body for _, body in files), text])
 
+    def _compact(self, plan: Compaction) -> None:
+        compact(self._session, plan, self._answerer.aside, self._prompt.confirm)
+
     def _answer(self, turn: Turn) -> None:
         """Answer a turn, and run the tools that it calls if the user says so."""
         session = self._session
-        if not make_fit(session, turn, self._prompt):
+        if turn.compaction is not None:
+            show(session, turn.compaction)
+            if self._prompt.confirm("Go on?"):
+                self._compact(turn.compaction)
+            return
+        if not make_fit(session, turn, self._prompt, self._compact):
             return
         if self._answerer.answer(turn):
             calls = session.messages[-1].tool_calls if session.messages else ()

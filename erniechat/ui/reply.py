@@ -2,18 +2,20 @@
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from erniechat.events import (
     BudgetReached,
     ContextGrown,
     Progress,
+    Seconds,
     StreamEvent,
     TextDelta,
     ThinkingDelta,
     ToolCall,
     TurnEnd,
+    Usage,
 )
 
 
@@ -59,6 +61,27 @@ class ReplyRecord:
     def elapsed(self) -> float:
         """Seconds since the request."""
         return time.monotonic() - self.started_at
+
+
+@dataclass(slots=True)
+class Totals:
+    """All replies of a session, added up."""
+
+    num_replies: int = 0
+    num_stopped: int = 0
+    usage: Usage = field(default_factory=Usage)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    def add(self, end: TurnEnd) -> None:
+        """Count a reply in."""
+        self.num_replies += 1
+        self.num_stopped += end.finish_reason == "cancelled"
+        names = ("prompt", "cached", "thinking", "answer")
+        sums = {name: getattr(self.usage, name) + getattr(end.usage, name) for name in names}
+        self.usage = replace(self.usage, **sums)
+        phases = ("read", "think", "write")
+        times = {name: getattr(self.seconds, name) + getattr(end.seconds, name) for name in phases}
+        self.seconds = replace(self.seconds, **times)
 
 
 class AnswerTrim:

@@ -1,6 +1,6 @@
 """One chat as state: conversation, settings, totals; what commands change and the loop reads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,33 +8,13 @@ from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message
 from erniechat.chat.session_file import SessionFile
 from erniechat.chat.sessions import SavedChat
+from erniechat.chat.summary import Compaction, Summary, as_read, summaries_of
 from erniechat.errors import ErnieChatError
-from erniechat.events import Seconds, StreamEvent, TurnEnd, Usage
+from erniechat.events import StreamEvent, TurnEnd
 from erniechat.options import SamplingOptions
-from erniechat.ui.reply import ReplyRecord
+from erniechat.ui.reply import ReplyRecord, Totals
 from erniechat.ui.screen import Screen
 from erniechat.ui.settings import Settings
-
-
-@dataclass(slots=True)
-class Totals:
-    """All replies of a session, added up."""
-
-    num_replies: int = 0
-    num_stopped: int = 0
-    usage: Usage = field(default_factory=Usage)
-    seconds: Seconds = field(default_factory=Seconds)
-
-    def add(self, end: TurnEnd) -> None:
-        """Count a reply in."""
-        self.num_replies += 1
-        self.num_stopped += end.finish_reason == "cancelled"
-        names = ("prompt", "cached", "thinking", "answer")
-        sums = {name: getattr(self.usage, name) + getattr(end.usage, name) for name in names}
-        self.usage = replace(self.usage, **sums)
-        phases = ("read", "think", "write")
-        times = {name: getattr(self.seconds, name) + getattr(end.seconds, name) for name in phases}
-        self.seconds = replace(self.seconds, **times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +27,7 @@ class Turn:
         sampling: How tokens are chosen, where not as the settings say.
         part: What there is of the answer already.
         attached: The files that were put before it by themselves.
+        compaction: A summary to be made instead of an answer.
     """
 
     text: str | None
@@ -54,6 +35,7 @@ class Turn:
     sampling: SamplingOptions | None = None
     part: Message | None = None
     attached: tuple[str, ...] = ()
+    compaction: Compaction | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +46,7 @@ class Session:
         raw: Texts are gone on from as they are, each by itself, without a chat template.
         saving: Whether the conversation is kept on disk.
         environ: The environment, for the editor and the clipboard.
+        messages: All that was said; the newest of the summaries is read in place of the first.
         last: The newest reply, kept for /thoughts and /stats.
         attached: Files that the next message brings along.
         draft: Text that the next prompt starts with.
@@ -80,6 +63,7 @@ class Session:
     environ: Mapping[str, str] = field(default_factory=dict)
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
     totals: Totals = field(default_factory=Totals)
     last: ReplyRecord | None = None
     attached: list[str] = field(default_factory=list)
@@ -103,9 +87,18 @@ class Session:
 
     @property
     def conversation(self) -> list[Message]:
-        """What the model reads: the system prompt, then the messages."""
-        system = [Message("system", self.system)] if self.system else []
-        return [*system, *self.messages]
+        """What the model reads: the system prompt, then the messages or a summary of the first."""
+        return as_read(self.system, self.messages, self.summary)
+
+    @property
+    def summary(self) -> Summary | None:
+        """What stands for the first messages."""
+        return self.summaries[-1] if self.summaries else None
+
+    @property
+    def num_summarised(self) -> int:
+        """The first messages, which the model does not read."""
+        return self.summary.num_messages if self.summary else 0
 
     @property
     def num_exchanges(self) -> int:
@@ -123,16 +116,20 @@ class Session:
         Thoughts are not among them: a template shows those of an answer only until that message.
         """
         if self._num_context_tokens is None:
-            self._num_context_tokens = self._count() if self.conversation and not self.raw else 0
+            conversation = [] if self.raw else self.conversation
+            self._num_context_tokens = self.count(conversation)
         return self._num_context_tokens
 
-    def _count(self) -> int:
+    def count(self, conversation: Sequence[Message]) -> int:
+        """Tokens of what the model would read, without thoughts; 0 for nothing."""
+        if not conversation:
+            return 0
         try:
             think = self.settings.think
-            kept = [replace(message, thoughts=None) for message in self.conversation]
+            kept = [replace(message, thoughts=None) for message in conversation]
             return self.backend.count_prompt(kept, tools=self.tools, think=think)
         except ErnieChatError:  # a template may refuse a conversation without a user
-            return sum(self.backend.count_tokens(message.content) for message in self.conversation)
+            return sum(self.backend.count_tokens(message.content) for message in conversation)
 
     def begin(self, turn: Turn) -> None:
         """Take a message into the conversation, and to the disk before it is answered."""
@@ -220,9 +217,29 @@ class Session:
     def truncate(self, num_messages: int, why: str) -> None:
         """Keep only the first messages; the file keeps the others too."""
         del self.messages[num_messages:]
+        self.summaries = summaries_of(self.summaries, num_messages)
         if self._file:
             self._file.keep(num_messages, why)
         self.touch()
+
+    def summarise(self, text: str, num_messages: int) -> None:
+        """Let the model read a text in place of the first messages, which are kept."""
+        self._add_summary(Summary(text, num_messages, len(self.messages)))
+
+    def _add_summary(self, summary: Summary) -> None:
+        self.summaries.append(summary)
+        if self._file:
+            self._file.add_summary(summary)
+        self.touch()
+
+    def drop_summary(self) -> Summary | None:
+        """Take the newest summary away if nothing was said since; None otherwise."""
+        if self.summary is None or self.summary.made_at < len(self.messages):
+            return None
+        if self._file:
+            self._file.add_summary(None)
+        self.touch()
+        return self.summaries.pop()
 
     def drop_exchange(self, why: str) -> str | None:
         """Take the last message of the user and all after it away; None if there is none."""
@@ -237,11 +254,14 @@ class Session:
         """Start a new conversation with the same settings."""
         self.close()
         self.messages.clear()
+        self.summaries.clear()
         self.last = None
         self.touch()
 
-    def replace_conversation(self, messages: list[Message], parent: str = "") -> None:
-        """Go on from other messages, in a session of their own."""
+    def replace_conversation(
+        self, messages: list[Message], parent: str = "", summaries: Sequence[Summary] = ()
+    ) -> None:
+        """Go on from other messages and summaries of them, in a session of their own."""
         self.reset()
         if messages and messages[0].role == "system":
             self.system, messages = messages[0].content, messages[1:]
@@ -249,6 +269,8 @@ class Session:
             self._file = self._new_file(parent)
         for message in messages:
             self._add(message)
+        for summary in summaries:
+            self._add_summary(summary)
 
     def resume(self, chat: SavedChat) -> None:
         """Go on with a saved conversation, in its file.
@@ -260,7 +282,7 @@ class Session:
         self.reset()
         self._file = file
         self.system = chat.system if chat.system is not None else self.system
-        self.messages = list(chat.messages)
+        self.messages, self.summaries = list(chat.messages), list(chat.summaries)
         if self.messages and self.messages[-1].role == "user":
             self.draft = self.messages[-1].content
             self.truncate(len(self.messages) - 1, "unanswered")

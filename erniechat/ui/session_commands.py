@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from erniechat.chat.sessions import find_session, load_session, session_paths
+from erniechat.chat.summary import as_read
 from erniechat.chat.transcript import FORMATS, read_transcript, transcript
 from erniechat.errors import UsageError
 from erniechat.ui.config import config_path
@@ -88,7 +89,7 @@ def fork_command(session: Session, argument: str) -> None:
     if not session.saving:
         raise UsageError("nothing is saved here", "start without --no-save")
     parent, draft = session.id, session.draft
-    session.replace_conversation(list(session.messages), parent)
+    session.replace_conversation(list(session.messages), parent, list(session.summaries))
     session.draft = draft
     session.screen.note(f"branched off {parent}: this is session {session.id}")
 
@@ -110,7 +111,7 @@ def export_command(session: Session, argument: str) -> None:
         raise UsageError("there is nothing to export yet")
     path = path or Path(f"erniechat-{session.id or 'chat'}.{kind}")
     check_writable(path, force=force)
-    write_whole(path, transcript(session.conversation, kind))
+    write_whole(path, transcript(as_read(session.system, session.messages), kind))
     session.screen.note(f"wrote {path}, {count(len(session.messages))} messages")
 
 

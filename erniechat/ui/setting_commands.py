@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
+from erniechat.chat.summary import as_read
 from erniechat.errors import UsageError
 from erniechat.options import OPTIONS
 from erniechat.ui.inputs import read_system
@@ -26,7 +27,8 @@ def _one_of(command: str, argument: str, values: Sequence[str]) -> str:
 def system_command(session: Session, argument: str) -> None:
     """Show or set the system prompt."""
     if not argument:
-        session.screen.block(session.system or "no system prompt")
+        read = as_read(session.system, [], session.summary)
+        session.screen.block(read[0].content if read else "no system prompt")
         return
     session.system = None if argument == "-" else read_system(argument)
     session.touch()

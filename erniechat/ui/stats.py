@@ -6,8 +6,9 @@ from rich.text import Text
 from erniechat.backend import ExpertUse, ModelInfo
 from erniechat.events import TurnEnd
 from erniechat.ui.attachments import attached_text
+from erniechat.ui.reply import Totals
 from erniechat.ui.screen import plain_table
-from erniechat.ui.session import Session, Totals
+from erniechat.ui.session import Session
 from erniechat.ui.text import count, gib, join_fitting, rate, seconds, short_count
 
 

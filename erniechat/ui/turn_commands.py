@@ -9,6 +9,7 @@ from erniechat.chat.conversation import Message
 from erniechat.errors import UsageError
 from erniechat.options import OPTIONS
 from erniechat.ui.clipboard import copy_text
+from erniechat.ui.compacting import asked_compaction
 from erniechat.ui.editor import edit_text
 from erniechat.ui.files import as_message, read_texts
 from erniechat.ui.session import Session, Turn
@@ -41,7 +42,7 @@ def retry_command(session: Session, argument: str) -> None:
 
 
 def _pop_answer(session: Session) -> Message:
-    last = session.messages[-1] if session.messages else None
+    last = session.messages[-1] if len(session.messages) > session.num_summarised else None
     if last is None or last.role != "assistant" or last.tool_calls:
         raise UsageError("there is no answer to go on with", "type a message")
     return session.messages.pop()
@@ -82,17 +83,33 @@ def undo_command(session: Session, argument: str) -> None:
     if argument and not (argument.isdecimal() and int(argument) > 0):
         raise UsageError(f'/undo takes a number of exchanges, got "{argument}"')
     before = session.num_context_tokens
-    dropped = 0
+    dropped = num_summaries = 0
     for _ in range(int(argument or 1)):
+        if session.drop_summary() is not None:
+            num_summaries += 1
+            continue
         text = session.drop_exchange("undo")
         if text is None:
             break
         session.draft = text
         dropped += 1
-    if not dropped:
+    if not dropped and not num_summaries:
         raise UsageError("there is nothing to undo")
-    freed = before - session.num_context_tokens
-    session.screen.note(f"undone: {exchanges(dropped)}, {count(freed)} tok freed")
+    after = session.num_context_tokens
+    undone = [exchanges(dropped)] if dropped else []
+    if num_summaries:
+        undone.insert(0, "the summary; what it stood for is back")
+    freed = f"{count(before - after)} tok freed" if before >= after else f"{count(after)} tok now"
+    session.screen.note(f"undone: {', '.join([*undone, freed])}")
+
+
+def compact_command(session: Session, argument: str) -> None:
+    """Let the model sum the first exchanges up, once the user has seen what would go."""
+    if argument and not (argument.isdecimal() and int(argument) > 0):
+        raise UsageError(f'/compact takes a number of exchanges, got "{argument}"')
+    if session.raw:
+        raise UsageError("texts that are gone on with by themselves need no summary")
+    session.next_turn = Turn(None, compaction=asked_compaction(session, int(argument or 0) or None))
 
 
 def code_blocks(text: str) -> list[str]:

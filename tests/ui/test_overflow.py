@@ -127,18 +127,18 @@ def test_an_answer_that_is_gone_on_with_is_counted(chat: Choosing) -> None:
     chat.choose("\x1b")
     part = Message("assistant", LONG)
     turn = Turn(None, part=part)
-    texts = [choice.text for choice in find_choices(chat.session, turn, 61)]
+    texts = [choice.text for choice in find_choices(chat.session, turn, 61, lambda plan: None)]
     assert texts == [
         "raise the context to 4,096 (+252 MiB when it is full)",
         "leave out the first exchange (−9 tok)",
     ]
-    assert not make_fit(chat.session, turn, chat._repl._prompt)
+    assert not make_fit(chat.session, turn, chat._repl._prompt, lambda plan: None)
     assert chat.session.messages[-1] == part
 
 
 def test_raising_a_context_that_experts_make_room_for_says_so(chat: Choosing) -> None:
     chat.backend.info = dataclasses.replace(SMALL, planned_context=50)
-    texts = [choice.text for choice in find_choices(chat.session, Turn("w"), 61)]
+    texts = [choice.text for choice in find_choices(chat.session, Turn("w"), 61, lambda plan: None)]
     assert texts[0] == "raise the context to 4,096 (experts leave the GPU for it)"
 
 
