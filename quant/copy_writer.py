@@ -8,8 +8,6 @@ writer checks what the journal does not know to be on the disk, cuts off what is
 goes on behind it.
 """
 
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -37,12 +35,12 @@ from quant.copy import (
     part_bytes,
     weight_parts,
 )
+from quant.file_lock import try_lock
 from quant.tensor import QuantTensor
 
 JOURNAL_FILE = "journal"
 POLL_SECONDS = 0.2
 SUMMED_BESIDE_NBYTES = 1 << 20  # a checksum takes a third of the time of writing
-LOCKED = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 def partial_folder(folder: Path) -> Path:
@@ -314,12 +312,13 @@ def _open_locked(folder: Path, waiting: Callable[[int], None]) -> tuple[Path, Fi
         descriptor = os.open(partial / DATA_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         file = os.fdopen(descriptor, "r+b", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+            is_ours = try_lock(file.fileno())
+        except OSError:
+            file.close()
+            return _open_unlocked(folder)
+        if not is_ours:
             size = os.fstat(file.fileno()).st_size
             file.close()
-            if exc.errno not in LOCKED:
-                return _open_unlocked(folder)
             waiting(size)
             time.sleep(POLL_SECONDS)
             continue

@@ -1,6 +1,5 @@
 """Bytes free and allowed on each device, and bytes that this process holds. Units are bytes."""
 
-import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,14 +72,22 @@ def process_memory(proc_self: Path = PROC_SELF) -> ProcessMemory:
     """Host memory of this process, now and at most.
 
     Linux' own peak (VmHWM) comes first: ru_maxrss outlives an exec, so that a process started by
-    a large one would report that one's size. ru_maxrss is in KiB on Linux, in bytes on macOS.
+    a large one would report that one's size. ru_maxrss is in KiB on Linux, in bytes on macOS;
+    Windows has a peak of its own.
     """
-    rss = int(psutil.Process().memory_info().rss)
-    peak = _peak_of_status(proc_self / "status")
-    if peak is None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return ProcessMemory(rss, max(rss, peak))
+    info = psutil.Process().memory_info()
+    rss = int(info.rss)
+    peak = _peak_of_status(proc_self / "status") or _peak_of_usage()
+    return ProcessMemory(rss, max(rss, peak or int(getattr(info, "peak_wset", rss))))
+
+
+def _peak_of_usage() -> int | None:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _peak_of_status(path: Path) -> int | None:

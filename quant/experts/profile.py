@@ -4,7 +4,6 @@ One JSON file a model. It is written to a temporary file beside it and renamed, 
 owner only, and under a lock, so that two processes that end together both leave their counts.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from quant.errors import QuantError
+from quant.file_lock import try_lock
 
 KIND = "routing-profile"
 VERSION = 1
@@ -216,15 +216,16 @@ def _locked(path: Path) -> Iterator[None]:
         deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if try_lock(handle):
+                    break
+            except OSError:  # no locks here: what two that end together count may be one's alone
                 break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise QuantError(
-                        f"another process has held {path} for {LOCK_TIMEOUT_SECONDS:g} s; end it, "
-                        "or this chat's counts are lost"
-                    ) from None
-                time.sleep(0.01)
+            if time.monotonic() > deadline:
+                raise QuantError(
+                    f"another process has held {path} for {LOCK_TIMEOUT_SECONDS:g} s; end it, "
+                    "or this chat's counts are lost"
+                )
+            time.sleep(0.01)
         yield
     finally:
         os.close(handle)

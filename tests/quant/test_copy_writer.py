@@ -257,7 +257,7 @@ def test_a_file_system_without_locks_gets_a_copy_that_is_not_gone_on_with(tmp_pa
     def no_locks(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("quant.copy_writer.fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     folder = tmp_path / "copy"
     with CopyWriter(folder, {}) as first, CopyWriter(folder, {}) as second:
         first["w0"] = second["w0"] = WEIGHTS["w0"]

@@ -1,6 +1,7 @@
 """Free and allowed bytes, from made-up control groups and a made-up GPU."""
 
 import mmap
+import resource
 from types import SimpleNamespace
 
 import psutil
@@ -144,7 +145,7 @@ def test_without_proc_the_peak_is_getrusages_in_its_platforms_unit(
 ):
     monkeypatch.setattr(memory.sys, "platform", platform)
     usage = SimpleNamespace(ru_maxrss=10**12)
-    monkeypatch.setattr(memory.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
     assert process_memory(tmp_path).peak_rss_nbytes == 10**12 * unit
 
 
