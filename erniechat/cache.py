@@ -11,8 +11,8 @@ import platformdirs
 
 from erniechat.chat.sessions import kept_folder
 from erniechat.errors import ErnieChatError, UsageError
+from quant.copy_names import COPY_VERSION, INDEX_FILE
 
-INDEX_FILE = "index.json"
 SESSIONS = "sessions"  # names all that is kept of sessions; a copy's name ends in its key
 
 
@@ -22,7 +22,10 @@ def copies_folder() -> Path:
 
 
 def list_copies() -> list[dict[str, Any]]:
-    """Name, model, format, bytes and state of each copy, by name; unfinished ones too."""
+    """Name, model, format, bytes and state of each copy, by name; unfinished ones too.
+
+    An outdated one was made by another version of this program, and no start uses it.
+    """
     folder = copies_folder()
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     finished = [_describe(path) for path in found if (path / INDEX_FILE).is_file()]
@@ -53,29 +56,33 @@ def _describe_partial(path: Path) -> dict[str, Any]:
 def _describe(path: Path) -> dict[str, Any]:
     nbytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     try:
-        meta = json.loads((path / INDEX_FILE).read_text("utf-8"))["index"]["meta"]
-        model, quant = str(meta["model"]), str(meta["quant"])
+        index = json.loads((path / INDEX_FILE).read_text("utf-8"))["index"]
+        model, quant = str(index["meta"]["model"]), str(index["meta"]["quant"])
+        is_current = index["version"] == COPY_VERSION
     except (OSError, ValueError, LookupError, TypeError):
-        model, quant = "damaged", "?"
+        model, quant, is_current = "damaged", "?", True
     return {
         "name": path.name,
         "model": model,
         "quant": quant,
         "nbytes": nbytes,
-        "state": "finished",
+        "state": "finished" if is_current else "outdated",
     }
 
 
 def copy_paths(name: str) -> list[Path]:
-    """The folder of a copy, or with "all" of every one.
+    """The folder of a copy, or with "all" of every one that a start may use.
 
     Raises:
         UsageError: If there is none of that name.
     """
-    names = [copy["name"] for copy in list_copies() if copy["state"] == "finished"]
-    if name != "all" and name not in names:
+    copies = [copy for copy in list_copies() if copy["state"] != "unfinished"]
+    if name == "all":
+        return [copies_folder() / copy["name"] for copy in copies if copy["state"] == "finished"]
+    names = [copy["name"] for copy in copies]
+    if name not in names:
         raise UsageError(f'there is no finished quantized copy "{name}"', _nearest(name, names))
-    return [copies_folder() / found for found in names if name in ("all", found)]
+    return [copies_folder() / name]
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from erniechat.model.gguf_checkpoint import GgufCheckpoint
 from erniechat.model.stored import ShardHeader
 from erniechat.options import LoadOptions
 from erniechat.resolve import ModelFiles
-from quant.copy import COPY_VERSION
+from quant.copy_names import COPY_VERSION
 from quant.errors import QuantError
 from quant.formats import format_named
 from quant.kernels import backend_for

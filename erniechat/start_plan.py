@@ -15,7 +15,7 @@ from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, choose_formats, context_length, copy_folder
 from erniechat.sizes import shown_file_size, shown_size
-from quant.copy import DATA_FILE, INDEX_FILE
+from quant.copy_names import DATA_FILE, INDEX_FILE
 from quant.copy_writer import partial_folder
 
 SHORTEST_OFFERED_CTX = 2048

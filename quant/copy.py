@@ -18,14 +18,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from quant.copy_names import COPY_VERSION, DATA_FILE, INDEX_FILE
 from quant.errors import QuantError
 from quant.tensor import QuantTensor
 from quant.watch import watch
 
-COPY_VERSION = 2  # part of every key: raise it when files or layouts change
 ALIGNMENT = 64
-DATA_FILE = "weights.bin"
-INDEX_FILE = "index.json"
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

@@ -27,14 +27,12 @@ from torch import Tensor
 
 from quant.copy import (
     ALIGNMENT,
-    COPY_VERSION,
-    DATA_FILE,
-    INDEX_FILE,
     Weight,
     is_entry,
     part_bytes,
     weight_parts,
 )
+from quant.copy_names import COPY_VERSION, DATA_FILE, INDEX_FILE
 from quant.file_lock import try_lock
 from quant.tensor import QuantTensor
 

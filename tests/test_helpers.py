@@ -33,12 +33,35 @@ def test_the_cache_is_listed_and_emptied(tmp_path: Path):
     assert run("plain", "cache", **home).stdout == b"nothing is kept\n"
     copy = tmp_path / "erniechat" / "copies" / "m-abc-nf4"
     copy.mkdir(parents=True)
-    (copy / "index.json").write_text('{"index": {"meta": {"model": "m", "quant": "nf4"}}}')
+    (copy / "index.json").write_text(
+        '{"index": {"version": 2, "meta": {"model": "m", "quant": "nf4"}}}'
+    )
     (copy / "weights.bin").write_bytes(b"0" * 3_000_000)
     assert b"m-abc-nf4  m      nf4    3 MiB\n" in run("plain", "cache", "ls", **home).stdout
     assert run("plain", "cache", "rm", "zz", **home).returncode == 2
     assert run("plain", "cache", "rm", "m-abc-nf4", **home).stdout == b"freed 3 MiB\n"
     assert not copy.exists()
+
+
+def test_a_copy_of_an_older_version_is_marked_with_the_way_to_be_rid_of_it(tmp_path: Path):
+    home = {"XDG_CACHE_HOME": str(tmp_path)}
+    for version in (1, 2):
+        copy = tmp_path / "erniechat" / "copies" / f"m-v{version}"
+        copy.mkdir(parents=True)
+        meta = {"model": "m", "quant": "nf4"}
+        (copy / "index.json").write_text(json.dumps({"index": {"version": version, "meta": meta}}))
+        (copy / "weights.bin").write_bytes(bytes(3 << 20))
+    page = run("plain", "cache", "ls", **home).stdout.decode().splitlines()
+    assert [line.split() for line in page[1:3]] == [
+        ["m-v1", "m", "outdated", "3", "MiB"],
+        ["m-v2", "m", "nf4", "3", "MiB"],
+    ]
+    assert page[-1].startswith("outdated: made by another version of this program, and used by no")
+    assert page[-1].endswith("erniechat cache rm NAME frees 3 MiB")
+    found = json.loads(run("plain", "cache", "ls", "--json", **home).stdout)
+    assert [copy["state"] for copy in found] == ["outdated", "finished"]
+    assert run("plain", "cache", "rm", "m-v1", **home).returncode == 0
+    assert b"outdated" not in run("plain", "cache", "ls", **home).stdout
 
 
 def test_what_is_kept_of_sessions_is_listed_and_deleted_too(tmp_path: Path):

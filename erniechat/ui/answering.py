@@ -11,7 +11,7 @@ from erniechat.ui.failure import describe
 from erniechat.ui.prompt import Prompt
 from erniechat.ui.reply import ReplyRecord, growth_line
 from erniechat.ui.reply_view import ReplyView
-from erniechat.ui.result import end_line, length_note
+from erniechat.ui.result import end_line, length_note, reached_limit
 from erniechat.ui.session import Session, Turn
 from erniechat.ui.signals import Interrupted
 from erniechat.ui.text import count
@@ -183,7 +183,8 @@ class Answerer:
         if record.growth is not None and not self._screen.quiet:
             self._screen.note(growth_line(record.growth))
         if end.finish_reason == "length":
-            limit = session.settings.sampling.max_tokens
-            note = length_note(limit, session.backend.info.context_length)
-            self._screen.note(f"{note} · /continue" if limit is not None else note)
+            sampling = turn.sampling or session.settings.sampling
+            note = length_note(record, sampling, session.backend.info.context_length)
+            goes_on = reached_limit(end, sampling) and not session.raw
+            self._screen.note(f"{note} · /continue" if goes_on else note)
         return end.finish_reason != "cancelled"

@@ -98,9 +98,18 @@ def cache_page(kept: Sequence[dict[str, Any]], *, as_json: bool) -> str:
     if not kept:
         return "nothing is kept\n"
     rows = [("name", "model", "quant", "size")]
-    rows += [(c["name"], c["model"], c["quant"] or "unfinished", gib(c["nbytes"])) for c in kept]
-    total = sum(c["nbytes"] for c in kept)
-    return columns([*rows, ("in all", "", "", gib(total))] if len(kept) > 1 else rows)
+    for file in kept:
+        quant = file["state"] if file["state"] == "outdated" else file["quant"] or "unfinished"
+        rows.append((file["name"], file["model"], quant, gib(file["nbytes"])))
+    if len(kept) > 1:
+        rows.append(("in all", "", "", gib(sum(file["nbytes"] for file in kept))))
+    outdated = sum(file["nbytes"] for file in kept if file["state"] == "outdated")
+    if not outdated:
+        return columns(rows)
+    return columns(rows) + (
+        "outdated: made by another version of this program, and used by no start; "
+        f"erniechat cache rm NAME frees {gib(outdated)}\n"
+    )
 
 
 def info_page(facts: dict[str, dict[str, str]], *, as_json: bool) -> str:

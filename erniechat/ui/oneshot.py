@@ -17,6 +17,7 @@ from erniechat.errors import ErnieChatError, StructureError, TimeLimitError
 from erniechat.events import StreamEvent, TurnEnd
 from erniechat.options import SamplingOptions, Structure
 from erniechat.ui.presenter import FileOut, JsonlPresenter, Out, Presenter, TextPresenter
+from erniechat.ui.reply import ReplyRecord
 from erniechat.ui.result import (
     NO_TEMPLATE_NOTICE,
     end_line,
@@ -140,8 +141,8 @@ def run_oneshot(
     end = presenter.record.end or TurnEnd("stop")
     terminal.log.write(end_line(end))
     _save(presenter, request, raw)
-    _say_end(end, request, backend, terminal)
-    _check_structure(end, request, backend)
+    _say_end(end, presenter.record, request, backend, terminal)
+    _check_structure(end, presenter.record, request, backend)
     if isinstance(out, FileOut):
         out.commit()
     return end
@@ -222,7 +223,9 @@ def _save(presenter: Presenter, request: Request, raw: bool) -> None:
         request.file.add_message(answer, record.end)
 
 
-def _check_structure(end: TurnEnd, request: Request, backend: ChatBackend) -> None:
+def _check_structure(
+    end: TurnEnd, record: ReplyRecord, request: Request, backend: ChatBackend
+) -> None:
     """Refuse an answer that ends before its structure does.
 
     Raises:
@@ -232,17 +235,16 @@ def _check_structure(end: TurnEnd, request: Request, backend: ChatBackend) -> No
         return
     what = "JSON" if request.structure.kind == "json_schema" else "the answer is"
     if end.finish_reason == "length":
-        note = length_note(request.sampling.max_tokens, backend.info.context_length)
+        note = length_note(record, request.sampling, backend.info.context_length)
         raise StructureError(f"{what} incomplete: {note}")
     raise StructureError(f"{what} incomplete: the model ended its reply")
 
 
-def _say_end(end: TurnEnd, request: Request, backend: ChatBackend, terminal: Terminal) -> None:
+def _say_end(
+    end: TurnEnd, record: ReplyRecord, request: Request, backend: ChatBackend, terminal: Terminal
+) -> None:
     if end.finish_reason == "length" and request.structure is None:
-        used = end.usage.thinking + end.usage.answer
-        limit = request.sampling.max_tokens
-        limit = limit if limit is not None and used >= limit else None
-        terminal.note(length_note(limit, backend.info.context_length))
+        terminal.note(length_note(record, request.sampling, backend.info.context_length))
     if request.stats:
         for line in stats_lines(end, backend, request.sampling):
             terminal.write_error(f"{line}\n")

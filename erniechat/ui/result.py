@@ -90,8 +90,19 @@ def end_line(end: TurnEnd) -> str:
     )
 
 
-def length_note(limit: int | None, context_length: int) -> str:
+def reached_limit(end: TurnEnd, sampling: SamplingOptions) -> bool:
+    """Whether --max-tokens ended a reply, and not the context."""
+    used = end.usage.thinking + end.usage.answer
+    return sampling.max_tokens is not None and used >= sampling.max_tokens
+
+
+def length_note(record: ReplyRecord, sampling: SamplingOptions, context_length: int) -> str:
     """Why a reply ended before the model was done, and the way out."""
-    if limit is not None:
-        return f"stopped at --max-tokens {limit}; raise it for the rest"
-    return f"stopped: the context of {context_length:,} tokens is full"
+    is_limit = record.end is not None and reached_limit(record.end, sampling)
+    limit = f"--max-tokens {sampling.max_tokens}"
+    full = f"the context of {context_length:,} tokens is full"
+    if record.thoughts and not record.has_answer:
+        why = f"at {limit}" if is_limit else f"since {full}"
+        rule = "raise it" if is_limit else "raise --ctx"
+        return f"stopped {why}, still thinking: no answer began; {rule} or set --think-budget"
+    return f"stopped at {limit}; raise it for the rest" if is_limit else f"stopped: {full}"

@@ -132,6 +132,12 @@ def test_a_length_stop_is_a_success_with_a_note() -> None:
     assert b"note: stopped at --max-tokens 5" in result.stderr
 
 
+def test_a_length_stop_in_the_thinking_says_that_no_answer_began() -> None:
+    result = run("-p", SUM, "--max-tokens", "5")
+    assert (result.returncode, result.stdout) == (0, b"\n")
+    assert b"note: stopped at --max-tokens 5, still thinking: no answer began" in result.stderr
+
+
 def test_a_reader_that_leaves_ends_the_program_quietly() -> None:
     command = f"{' '.join(COMMAND)} -q -p 'List the planets.' | head -c 1"
     result = subprocess.run(

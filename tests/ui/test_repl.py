@@ -133,6 +133,29 @@ def test_a_length_stop_is_told(keys: PipeInput):
     assert "2 tok\nstopped at --max-tokens 2; raise it for the rest · /continue\n" in out
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (3, "stopped at --max-tokens 3, still thinking: no answer began; raise it or set "
+            "--think-budget · /continue\n"),
+        (9, "stopped since the context of 4,096 tokens is full, still thinking: no answer began; "
+            "raise --ctx or set --think-budget\n"),
+    ],
+)  # fmt: skip
+def test_a_length_stop_in_the_thinking_says_that_no_answer_began(
+    keys: PipeInput, limit: int, said: str
+):
+    cut: Script = [*thinking("Hm let me"), TurnEnd("length", Usage(prompt=3, thinking=3))]
+    out = Chat(keys, [cut], max_tokens=limit, width=200).type("Q")
+    assert said in out
+
+
+def test_a_length_stop_of_one_retry_names_its_own_limit(keys: PipeInput):
+    cut: Script = [*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]
+    out = Chat(keys, [words("Yes."), cut]).type("Q", "/retry max_tokens=2")
+    assert "stopped at --max-tokens 2; raise it for the rest · /continue\n" in out
+
+
 def test_calls_are_shown_as_calls_and_kept(keys: PipeInput):
     call = ToolCall("1", "get_weather", '{"city": "Paris", "days": 2}')
     tool = {"type": "function", "function": {"name": "get_weather", "description": "Weather."}}
