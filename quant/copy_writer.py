@@ -197,7 +197,6 @@ class CopyWriter:
             json.dump({"crc32": zlib.crc32(text.encode()), "index": index}, file)
             file.flush()
             os.fsync(file.fileno())
-        (self._temporary / JOURNAL_FILE).unlink()
         try:
             self._temporary.rename(self._folder)
         except OSError:
@@ -205,6 +204,8 @@ class CopyWriter:
                 raise
             shutil.rmtree(self._temporary, ignore_errors=True)
         self._is_named = True
+        # Not earlier: without its journal an unnamed copy would be begun anew.
+        (self._folder / JOURNAL_FILE).unlink(missing_ok=True)
         parent = os.open(self._folder.parent, os.O_RDONLY)
         try:
             os.fsync(parent)

@@ -70,7 +70,8 @@ def convert(
     def deliver(unit: Unit, weights: Sequence[tuple[str, Weight]]) -> None:
         nonlocal done, num_units
         for name, weight in weights:
-            sink[name] = weight
+            if name not in sink:  # of an expert one may be there: a start ended between the two
+                sink[name] = weight
         if after:
             after(unit)
         done += unit.nbytes

@@ -191,6 +191,22 @@ def test_a_start_that_is_broken_off_is_gone_on_with(checkpoint, tmp_path, after_
     assert same_copies(folder, expected)
 
 
+def test_of_an_expert_that_is_there_in_half_the_other_half_is_written(checkpoint, tmp_path):
+    expected = write_copy(tmp_path / "whole", checkpoint, "nf4")
+    folder = tmp_path / "broken off"
+
+    class BrokenOff(CopyWriter):
+        def __setitem__(self, name, weight):
+            super().__setitem__(name, weight)
+            if name.endswith("gate_up") and "experts" in name:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), BrokenOff(folder, {}) as writer:
+        convert(readings_of(checkpoint), formats_named("nf4"), writer)
+    write_copy(folder, checkpoint, "nf4")
+    assert same_copies(folder, expected)
+
+
 def test_everything_is_delivered_before_a_shard_is_waited_for(checkpoint):
     """It may take minutes, and the shard before it is to be released."""
     units = plan_units(readings_of(checkpoint))

@@ -220,6 +220,29 @@ def test_who_waits_may_give_up(tmp_path):
             CopyWriter(tmp_path / "copy", {}, give_up)
 
 
+@pytest.mark.parametrize(("module", "call"), [(os, "fsync"), (Path, "rename"), (Path, "unlink")])
+def test_who_dies_while_a_copy_gets_its_name_loses_nothing(tmp_path, monkeypatch, module, call):
+    class KilledError(BaseException):
+        pass
+
+    def die(*arguments: object, **more: object) -> None:
+        raise KilledError
+
+    def write() -> None:
+        with CopyWriter(folder, {}) as writer:
+            for name, weight in WEIGHTS.items():
+                writer[name] = weight
+            monkeypatch.setattr(module, call, die)
+            writer.finish()
+
+    folder = tmp_path / "copy"
+    with pytest.raises(KilledError):
+        write()
+    monkeypatch.undo()
+    with CopyWriter(folder, {}) as writer:
+        assert writer.is_finished or [name for name in WEIGHTS if name not in writer] == []
+
+
 @pytest.mark.parametrize("call", ["fsync", "fdatasync"])
 def test_a_full_disk_is_an_error_and_what_is_written_stays(tmp_path, monkeypatch, call):
     def full(fd: int) -> None:
