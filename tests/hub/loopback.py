@@ -5,6 +5,7 @@ Made as ``Hub({"owner/name": folder})``, told by ``hub.fault("model-00002", "dro
 
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no error here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Hub:
     """Serves folders as repositories. Use as a context manager.
 
@@ -46,6 +54,8 @@ class Hub:
         log: Method, path and range of every request.
         sent: Bytes of files sent, by name.
         bytes_per_second: Of one connection; 0 is as fast as it goes.
+        redirect_to: Address of another hub, to which requests for weights are sent on.
+        tokens: What came as Authorization with requests for weights.
     """
 
     def __init__(self, repositories: dict[str, Path]) -> None:
@@ -56,6 +66,8 @@ class Hub:
         self.bytes_per_second = 0.0
         self.commit = "0123456789abcdef0123456789abcdef01234567"
         self.token = ""
+        self.redirect_to = ""
+        self.tokens: list[str] = []
         self._hashes: dict[Path, str] = {}
         self._lock = threading.Lock()
         hub = self
@@ -72,7 +84,7 @@ class Hub:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -116,6 +128,10 @@ class Hub:
 
     def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = unquote(urlsplit(handler.path).path)
+        if path.endswith(LARGE):
+            self.tokens.append(handler.headers.get("Authorization", ""))
+            if self.redirect_to and body:
+                return self._status(handler, 302, {"Location": self.redirect_to + handler.path})
         self.log.append((handler.command, path, handler.headers.get("Range", "")))
         is_file = "/resolve/" in path
         fault = self._take_fault(path) if body or not is_file else None
