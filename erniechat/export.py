@@ -6,6 +6,7 @@ our codes stand for, since there is no quantized form of it that would be loaded
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def export(options: LoadOptions, target: str, progress: Progress | None = None) 
         ModelError: If the model cannot be had.
         DiskLimitError: If the disk is full.
     """
-    folder = Path(target).expanduser().absolute()
+    folder = Path(os.path.expanduser(target)).absolute()
     if folder.exists():
         raise UsageError(f'"{target}" is there already; name a folder that is not')
     files = locate(options)

@@ -78,6 +78,8 @@ def _folders() -> dict[str, str]:
 
 
 def _hub_cache() -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE  # slow to import, and only needed here
-
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE  # slow to import, and only needed here
+    except ValueError as exc:
+        return f"not known: huggingface_hub cannot read its variables ({exc})"
     return str(HF_HUB_CACHE)

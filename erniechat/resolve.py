@@ -1,9 +1,11 @@
 """Where a model's files are: built in, in a folder or GGUF file, or on the hub."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from erniechat.errors import ModelNotFoundError, UsageError
+from erniechat.hub.failures import check_variables
 from erniechat.hub.gguf import find_gguf, recorded_gguf, split_name
 from erniechat.hub.listing import GgufOnly, HubModel, find_model
 from erniechat.mini import checkpoint_folder
@@ -52,6 +54,7 @@ def locate(options: LoadOptions) -> ModelFiles:
 
 def _locate_on_hub(options: LoadOptions) -> ModelFiles:
     """A checkpoint on the hub, or one of a repository's GGUF files."""
+    check_variables()
     name, choice = split_name(options.model)
     if not choice and recorded_gguf(name, options.revision) is None:
         try:
@@ -69,11 +72,18 @@ def _locate_here(options: LoadOptions) -> ModelFiles | None:
         return ModelFiles(checkpoint_folder())
     if not options.model:
         raise UsageError('--model must be a folder or owner/name, got ""')
-    folder = Path(options.model).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(options.model))  # Path's own raises for unknown users
+    try:
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except OSError as exc:
+        raise ModelNotFoundError(
+            f'"{options.model}" cannot be looked at ({exc.strerror})',
+            f"name a folder, a model on the hub as owner/name, or {BUILT_IN}",
+        ) from exc
+    if is_folder:
         return ModelFiles(folder)
-    if folder.is_file():
-        if folder.suffix == GGUF_SUFFIX:
+    if is_file:
+        if folder.suffix.lower() == GGUF_SUFFIX:
             return ModelFiles(folder)
         raise UsageError(
             f'--model must be a folder, a {GGUF_SUFFIX} file or owner/name, got the file "{folder}"'

@@ -16,10 +16,14 @@ from erniechat.errors import (
     UsageError,
 )
 
-NUM_TRIES = 6  # in a row without one new byte
+NUM_TRIES = 6  # to ask for something small
+NUM_CONNECTS = 3  # of these where nothing answers at all: whoever is not online learns it in 2 s
+NUM_DOWNLOAD_TRIES = 9  # in a row without one new byte: two minutes without a network
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SILENT = ("ConnectError", "ConnectTimeout")  # of the HTTP library: nobody answers
+ASKED_WRONGLY = ("LocalProtocolError", "UnsupportedProtocol")
 PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
 ResultT = TypeVar("ResultT")
@@ -31,10 +35,55 @@ class Stopped(Exception):
 
 def transport_errors() -> tuple[type[Exception], ...]:
     """The errors of the HTTP library that huggingface_hub uses: its versions differ in which."""
+    return (*_errors_named(("TransportError",)), ConnectionError, TimeoutError)
+
+
+def _errors_named(names: tuple[str, ...]) -> tuple[type[Exception], ...]:
     from huggingface_hub import get_session
 
     library = sys.modules[type(get_session()).__module__.split(".")[0]]
-    return (library.TransportError, ConnectionError, TimeoutError)
+    return tuple(getattr(library, name) for name in names)
+
+
+def check_variables() -> None:
+    """Refuse variables that huggingface_hub fails on as soon as it is imported.
+
+    Raises:
+        UsageError: With what it says of the value.
+    """
+    try:
+        import huggingface_hub.constants  # noqa: F401  # reads them
+    except ValueError as exc:
+        raise UsageError(
+            f"huggingface_hub cannot read its variables ({exc})",
+            "correct or unset HF_ENDPOINT, HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT",
+        ) from exc
+
+
+def _check_client() -> None:
+    """Refuse an address, a proxy, certificates or a token that no request can be made with.
+
+    Raises:
+        UsageError: With what the HTTP library says, and never the token.
+    """
+    from huggingface_hub import constants, get_session, get_token
+
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(
+            "the token for the hub has characters that no token has", "set HF_TOKEN anew"
+        )
+    try:
+        url = get_session().build_request("GET", constants.ENDPOINT).url
+    except Exception as exc:  # of an address, a proxy that needs a package, certificates
+        reason = " ".join(str(exc).split())
+        raise UsageError(
+            f"the hub cannot be asked ({reason})", "check HF_ENDPOINT, proxies and SSL_CERT_FILE"
+        ) from exc
+    if url.scheme not in ("http", "https") or not url.host:
+        raise UsageError(
+            f'HF_ENDPOINT must be an http or https address, got "{constants.ENDPOINT}"'
+        )
 
 
 def is_passing(exc: Exception) -> bool:
@@ -45,7 +94,7 @@ def is_passing(exc: Exception) -> bool:
         return False
     if isinstance(exc, HfHubHTTPError):
         return _status(exc) in PASSING_STATUSES
-    return isinstance(exc, transport_errors())
+    return isinstance(exc, transport_errors()) and not isinstance(exc, _errors_named(ASKED_WRONGLY))
 
 
 def wait_seconds(exc: Exception, num_failures: int) -> float:
@@ -64,7 +113,9 @@ def patiently(call: Callable[[], ResultT]) -> ResultT:
             return call()
         except Exception as exc:
             num_failures += 1
-            if num_failures >= NUM_TRIES or not is_passing(exc):
+            is_silent = isinstance(exc, _errors_named(SILENT))
+            most = NUM_CONNECTS if is_silent else NUM_TRIES
+            if num_failures >= most or not is_passing(exc):
                 raise
             time.sleep(wait_seconds(exc, num_failures))
 
@@ -77,8 +128,9 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
         ModelNotFoundError: If there is no such model or revision, or none for this user.
         ModelError: If the hub does not give it.
         DiskLimitError: If the disk is full.
-        UsageError: If the name cannot be one.
+        UsageError: If the name cannot be one, or variables keep it from being asked for.
     """
+    _check_client()
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,

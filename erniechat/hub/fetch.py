@@ -17,7 +17,7 @@ from typing import Any
 
 from erniechat.errors import CheckpointError
 from erniechat.hub.failures import (
-    NUM_TRIES,
+    NUM_DOWNLOAD_TRIES,
     Stopped,
     hub_errors,
     is_passing,
@@ -252,7 +252,7 @@ def _grow(
             if not is_passing(exc):
                 raise
             num_failures = 1 if file.tell() > position else num_failures + 1
-            if num_failures >= NUM_TRIES:
+            if num_failures >= NUM_DOWNLOAD_TRIES:
                 raise
             _sleep(wait_seconds(exc, num_failures), is_stopped)
 

@@ -130,7 +130,7 @@ def read_structure(asked: tuple[str, str] | None) -> Structure | None:
     kind, text = asked
     structure = Structure(kind, text)  # type: ignore[arg-type]  # the parser's names
     if text.startswith("@") and kind != "regex":
-        path = Path(text[1:]).expanduser()
+        path = Path(os.path.expanduser(text[1:]))
         try:
             text = decode(path.read_bytes(), f'{structure.flag} "{path}"')
         except OSError as exc:

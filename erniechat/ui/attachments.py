@@ -1,5 +1,6 @@
 """Files named in a message as @path: found, priced, and put before it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def named_paths(text: str) -> list[str]:
     for match in _NAME.finditer(text):
         name = match.group(1) or match.group(2)
         for candidate in (name, name.rstrip(".,;:!?)")):
-            path = Path(candidate).expanduser()
+            path = Path(os.path.expanduser(candidate))
             try:
                 is_file = path.is_file()
             except OSError:  # a name too long, for one

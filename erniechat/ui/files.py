@@ -54,7 +54,7 @@ def read_texts(pattern: str) -> list[tuple[Path, str]]:
     Raises:
         UsageError: If there is none, or one of them is not UTF-8 text.
     """
-    path = Path(pattern).expanduser()
+    path = Path(os.path.expanduser(pattern))
     paths = [path] if path.exists() else _glob(path)
     if not paths:
         raise UsageError(f'there is no file "{pattern}"')

@@ -96,7 +96,7 @@ def join_prompt(stdin: str, prompt: str | None, text: str) -> str:
 
 def _read_file(path: str, what: str) -> str:
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = Path(os.path.expanduser(path)).read_bytes()
     except OSError as exc:
         raise UsageError(f'cannot read {what} "{path}": {exc.strerror}') from exc
     return decode(data, f'{what} "{path}"')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -164,7 +165,7 @@ def _request(job: Job, deadline: Deadline) -> Request:
         UsageError: If a file that it names cannot be read or written.
     """
     arguments, settings, saved = job.arguments, job.settings, job.saved
-    output = Path(arguments.output).expanduser() if arguments.output else None
+    output = Path(os.path.expanduser(arguments.output)) if arguments.output else None
     if output is not None:
         check_writable(output, force=True)
     system = read_system(settings.chat.system)

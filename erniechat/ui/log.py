@@ -30,7 +30,7 @@ class Log:
         self.to_stderr = target == STDERR
         if target is None or self.to_stderr:
             return
-        path = Path(target).expanduser()
+        path = Path(os.path.expanduser(target))
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as exc:

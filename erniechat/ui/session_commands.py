@@ -1,5 +1,6 @@
 """Commands that come back to conversations, branch them off, and bring them to files and back."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def export_command(session: Session, argument: str) -> None:
     force = "--force" in words
     words = [word for word in words if word != "--force"]
     kind = words.pop(0) if words and words[0] in FORMATS else ""
-    path = Path(" ".join(words)).expanduser() if words else None
+    path = Path(os.path.expanduser(" ".join(words))) if words else None
     if not kind and path is not None:
         kind = path.suffix.removeprefix(".")
     if kind not in FORMATS:
@@ -119,7 +120,7 @@ def load_command(session: Session, argument: str) -> None:
     """Go on from a conversation in a file, in a session of its own."""
     if not argument:
         raise UsageError("/load takes a path", "/load chat.json")
-    messages = read_transcript(Path(argument).expanduser())
+    messages = read_transcript(Path(os.path.expanduser(argument)))
     session.replace_conversation(messages)
     turns, tokens = exchanges(session.num_exchanges), count(session.num_context_tokens)
     session.screen.note(f"loaded {turns}, {tokens} tok")

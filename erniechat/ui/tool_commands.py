@@ -8,6 +8,7 @@
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_tool_file(path: str | None, *, yes: bool = False) -> ToolFile:
         return ToolFile()
     source = f'--tools "{path}"'
     try:
-        data = json.loads(decode(Path(path).expanduser().read_bytes(), source))
+        data = json.loads(decode(Path(os.path.expanduser(path)).read_bytes(), source))
     except OSError as exc:
         raise UsageError(f"cannot read {source}: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:

@@ -1,6 +1,7 @@
 """Commands that work on the turns of a conversation: again, on, back, changed, copied."""
 
 import dataclasses
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -154,4 +155,4 @@ def file_command(session: Session, argument: str) -> None:
 
 def _paths(argument: str) -> list[str]:
     """One path where the whole argument is one, else a path for each word."""
-    return [argument] if Path(argument).expanduser().exists() else argument.split()
+    return [argument] if Path(os.path.expanduser(argument)).exists() else argument.split()

@@ -59,6 +59,12 @@ def test_the_flag_shuts_the_doors_too() -> None:
     assert b"KNOCK" not in done.stderr
 
 
+def test_a_variable_that_the_hub_library_cannot_read_is_usage() -> None:
+    done = blocked("-m", "no/such", "-p", "x", HF_HUB_ETAG_TIMEOUT="soon")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: huggingface_hub cannot read its variables (")
+
+
 def test_a_model_that_is_not_here_is_told_before_torch_is_imported() -> None:
     code = (
         "import sys; from erniechat import cli; status = cli.main(sys.argv[1:]);"

@@ -189,6 +189,50 @@ def test_a_token_is_sent_and_its_lack_is_told(hub: Hub, monkeypatch: pytest.Monk
     load_engine(OPTIONS)
 
 
+def test_weights_come_from_where_the_hub_sends_us_and_the_token_does_not_go_there(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    hub.token = "secret"
+    with Hub(hub.repositories) as store:
+        hub.redirect_to = store.url.replace("127.0.0.1", "localhost")
+        store.fault(NAME, "drop", after=100_000, times=2)
+        load_engine(OPTIONS)
+        assert set(store.tokens) == {""}
+        assert set(hub.tokens) == {"Bearer secret"}
+        assert sum(hub.sent.get(name, 0) for name in SHARDS) == 0
+        assert store.sent[NAME] <= SHARD_NBYTES[1] + 400_000
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "token", "text"),
+    [
+        ("hub", "", 'HF_ENDPOINT must be an http or https address, got "hub"'),
+        ("http://[::1", "", r"the hub cannot be asked \(Invalid port.*; check HF_ENDPOINT"),
+        (None, "geh\u00e4im", "the token for the hub has characters that no token has; set HF_"),
+    ],
+)
+def test_what_no_request_can_be_made_with_is_usage(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str | None, token: str, text: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint or hub.url)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UsageError, match=text) as caught:
+        load_engine(OPTIONS)
+    assert "geh" not in str(caught.value)
+    assert hub.log == []
+
+
+def test_whoever_is_not_online_learns_it_soon(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("erniechat.hub.failures.FIRST_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("erniechat.hub.failures.time.sleep", waited.append)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelNotFoundError, match="the hub cannot be reached"):
+        load_engine(OPTIONS)
+    assert waited == [0.5, 1.0]
+
+
 def test_an_impossible_name_is_usage(hub: Hub) -> None:
     with pytest.raises(UsageError, match="--model must be a folder or owner/name"):
         load_engine(LoadOptions(model="owner/na me"))
