@@ -106,7 +106,12 @@ def _model(
     family = family_of(raw)
     config = family.parse_config(raw)
     if bench.layers is not None:
-        config = with_layers(config, min(bench.layers, config.num_hidden_layers))
+        if bench.layers > config.num_hidden_layers:
+            raise UsageError(
+                f"--layers must be at most the {config.num_hidden_layers} of {bench.synthetic}, "
+                f'got "{bench.layers}"'
+            )
+        config = with_layers(config, bench.layers)
     set_threads(load.threads)
     device = choose_device(load.device)
     quant = "nf4" if load.quant == "auto" else load.quant

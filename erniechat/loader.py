@@ -84,6 +84,8 @@ def load_engine(
     try:
         plan = make_plan(files, options)
         set_threads(options.threads)
+        if options.gpu_memory is not None and plan.device.type == "cpu":
+            warn(f"--gpu-memory {options.gpu_memory} changes nothing: the model runs on the CPU")
         if plan.formats.linear_backend.name == "triton":
             import_launchers()
         check_memory(plan, options, warn)

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 from erniechat.errors import UsageError
 from erniechat.option import Option, plain_type, setting
 
+MAX_THREADS = 1024  # more than any machine has cores; tens of thousands cannot be started
+
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
@@ -75,7 +77,9 @@ class LoadOptions:
     keep_speeds: bool = setting(
         True, "keep the measured speeds of this machine; without, each start measures them"
     )
-    threads: int | None = setting(None, "CPU threads; default: physical cores", low=1)
+    threads: int | None = setting(
+        None, "CPU threads; default: physical cores", low=1, high=MAX_THREADS
+    )
     offline: bool = setting(False, "never use the network")
     copy: bool = setting(True, "keep a quantized copy on disk and start from it")
     session_cache: str = setting(

@@ -8,7 +8,7 @@ from typing import Any
 import platformdirs
 
 from erniechat.engine import Engine
-from erniechat.errors import UsageError
+from erniechat.errors import ErnieChatError, UsageError
 from erniechat.model.config import ModelConfig
 from erniechat.options import LoadOptions
 from erniechat.planning import make_plan
@@ -92,11 +92,18 @@ def facts(options: LoadOptions) -> dict[str, Any]:
 
 
 def forget(options: LoadOptions) -> str:
-    """Delete a model's profile; what was done, in words."""
+    """Delete a model's profile; what was done, in words.
+
+    Raises:
+        ErnieChatError: If it cannot be deleted.
+    """
     path = profile_path(profile_folder(), _model(options)[0])
-    if not path.exists():
+    try:
+        path.unlink()
+    except FileNotFoundError:
         return f"{options.model} had no routing profile"
-    path.unlink()
+    except OSError as exc:
+        raise ErnieChatError(f"cannot delete {path}: {exc.strerror}") from exc
     return f"forgot the routing profile of {options.model}"
 
 
@@ -113,6 +120,8 @@ def export(options: LoadOptions, file: str) -> str:
         raise UsageError(
             f"{options.model} has no routing profile", "erniechat profile calibrate makes one"
         ) from None
+    except OSError as exc:
+        raise ErnieChatError(f"cannot read {path}: {exc.strerror}") from exc
     try:
         Path(file).write_bytes(data)
     except OSError as exc:
@@ -136,7 +145,10 @@ def bring_in(options: LoadOptions, file: str) -> str:
         if sizes != dict.fromkeys(config.moe_layers, config.num_experts):
             raise UsageError(f"{file} has other layers and experts than {options.model}")
         path = profile_path(profile_folder(), model_key)
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise ErnieChatError(f"cannot replace {path}: {exc.strerror}") from exc
         add_to_profile(path, profile)
     return f"{options.model} now has the routing profile in {file}"
 

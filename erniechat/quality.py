@@ -79,7 +79,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f'--quality must name a UTF-8 text file, got "{path}" ({exc})') from exc
+        reason = exc.strerror if isinstance(exc, OSError) else f"byte {exc.start} is none"
+        raise UsageError(f'--quality must name a UTF-8 text file, got "{path}" ({reason})') from exc
 
 
 def _windows(engine: Engine, text: str, length: int) -> list[list[int]]:

@@ -279,6 +279,12 @@ def test_memory_that_is_asked_for_is_kept_or_refused() -> None:
         load_mini("nf4", cpu_memory="10MiB")
 
 
+def test_memory_of_a_gpu_that_is_not_used_is_told(home: Path) -> None:
+    warnings: list[str] = []
+    load_engine(LoadOptions(device="cpu", gpu_memory="6GiB"), None, warnings.append)
+    assert warnings == ["--gpu-memory 6GiB changes nothing: the model runs on the CPU"]
+
+
 def test_the_bytes_of_finished_weights_are_known_beforehand() -> None:
     for quant in ("bf16", "int8", "nf4"):
         plan = make_plan(ModelFiles(checkpoint_folder()), LoadOptions(quant=quant))

@@ -10,7 +10,7 @@ import pytest
 from erniechat import calibration, profiles
 from erniechat.calibration import PROMPTS, calibrate
 from erniechat.cli import main
-from erniechat.errors import UsageError
+from erniechat.errors import ErnieChatError, UsageError
 from erniechat.options import LoadOptions
 from erniechat.ui.profile_page import profile_page
 from tests.engines import load_mini
@@ -85,6 +85,15 @@ def test_what_cannot_be_moved_is_told(home: Path):
     (home / "x").write_text(json.dumps(text | {"counts": {"1": [1, 2]}}))
     with pytest.raises(UsageError, match="other layers and experts"):
         profiles.bring_in(options, str(home / "x"))
+
+
+def test_a_profile_that_cannot_be_deleted_is_told(home: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ErnieChatError, match=r"cannot delete .*\.json: Read-only file system"):
+        profiles.forget(LoadOptions())
 
 
 def test_calibration_ends_when_its_time_is_over():

@@ -92,7 +92,7 @@ class Tokenizer:
                 "download the model again, with this file: tokenizer.model cannot take its place",
             )
         try:
-            tokenizer = cls(tokenizers.Tokenizer.from_file(str(path)))
+            tokenizer = cls(_read(path))
         except Exception as exc:
             # The library raises bare Exception, for damage of any kind.
             reason = " ".join(str(exc).split())[:200]
@@ -161,6 +161,14 @@ class Tokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=False)
         return text
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    try:
+        name = str(path).encode().decode()
+    except UnicodeEncodeError:  # its library opens only paths that are UTF-8
+        return tokenizers.Tokenizer.from_buffer(path.read_bytes())
+    return tokenizers.Tokenizer.from_file(name)  # where Python runs on meanwhile
 
 
 def _beginnings(words: Iterable[str]) -> re.Pattern[str]:

@@ -1,6 +1,9 @@
 """The tokenizer: golden vectors, and streams that equal one-shot decoding."""
 
+import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from erniechat.chat.tags import Tag
 from erniechat.chat.tokenizer import Tokenizer
 from erniechat.errors import CheckpointError
+from erniechat.mini import checkpoint_folder
 
 PROPERTY = settings(max_examples=80, deadline=None, database=None)
 
@@ -255,3 +259,11 @@ def test_tokenizer_of_a_bigger_model_is_refused(tmp_path, tiny_plain):
     assert Tokenizer.from_folder(tmp_path, tiny_plain.num_tokens).num_tokens > 256
     with pytest.raises(CheckpointError, match=r"defines \d+ tokens, but the model has only 100 "):
         Tokenizer.from_folder(tmp_path, vocab_size=100)
+
+
+def test_a_folder_whose_name_is_not_utf8_has_a_tokenizer_too(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    shutil.copy(checkpoint_folder() / "tokenizer.json", folder)
+    expected = Tokenizer.from_folder(checkpoint_folder())
+    assert Tokenizer.from_folder(folder).encode("17 + 25") == expected.encode("17 + 25")
