@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from erniechat.generation.sampling import Sampler
+from quant.errors import QuantError
 
 # softmax of these is 0.5, 0.25, 0.125, 0.125
 LOGITS = torch.tensor([math.log(8), math.log(4), math.log(2), math.log(2)])
@@ -104,3 +105,48 @@ def test_the_logits_given_are_not_changed() -> None:
     logits = LOGITS.clone()
     Sampler(0.7, 2, 0.5, 0.1, 1.3).probabilities(logits, [0])
     assert torch.equal(logits, LOGITS)
+
+
+@pytest.mark.parametrize("num_tokens", [20_000, 4096, 200])
+def test_top_p_finds_the_likeliest_wherever_they_are_in_a_vocabulary(num_tokens: int) -> None:
+    halves = torch.full((num_tokens,), -1e4)
+    ids = torch.tensor([num_tokens - 1, 3, num_tokens // 2, 7, 150])
+    halves[ids] = -math.log(2) * torch.arange(5)  # 1/2, 1/4, 1/8, 1/16 and 1/32, of 31/32
+    kept = Sampler(top_p=0.95).probabilities(halves).nonzero().flatten()
+    assert kept.tolist() == sorted(ids[:4].tolist())  # 28/31 is 0.90, 30/31 is 0.97
+
+
+@pytest.mark.parametrize(("num_equal", "num_others"), [(512, 9_000), (8192, 16_384), (64, 100)])
+def test_of_tokens_as_likely_as_each_other_top_p_takes_those_with_the_lowest_ids(
+    num_equal: int, num_others: int
+) -> None:
+    # At a quarter of the equal ones; the list of the likeliest that is tried ends among them.
+    order = torch.randperm(num_equal + num_others, generator=torch.Generator().manual_seed(0))
+    equal = order[:num_equal].sort().values
+    logits = torch.full((num_equal + num_others,), -1e4)
+    logits[equal] = 2.0
+    kept = Sampler(top_p=0.25).probabilities(logits).nonzero().flatten()
+    assert kept.tolist() == equal[: num_equal // 4].tolist()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Sampler(temperature=1e-40), Sampler(temperature=1e-320), Sampler(top_p=1e-50), Sampler(1e-9)],
+)
+def test_what_rounds_to_nothing_takes_the_likeliest(sampler: Sampler) -> None:
+    assert distribution(sampler) == [1.0, 0.0, 0.0, 0.0]
+    assert sampler.choose(LOGITS, (), torch.Generator()) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("sampler", [Sampler(0.0), Sampler(), Sampler(0.8, 2, 0.8, 0.1)])
+def test_logits_that_are_no_numbers_choose_no_token(value: float, sampler: Sampler) -> None:
+    logits = LOGITS.clone()
+    logits[2] = value
+    with pytest.raises(QuantError, match=str(value)):
+        sampler.choose(logits, (), torch.Generator())
+
+
+def test_where_no_token_is_allowed_none_is_chosen() -> None:
+    with pytest.raises(QuantError, match="-inf"):
+        Sampler(0.0).choose(torch.full((4,), -math.inf), (), torch.Generator())
