@@ -1,6 +1,7 @@
 """The native kernels' threads: idle ones sleep, and none has to be waited for."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -56,6 +57,35 @@ finally:
     busy.kill()
     busy.wait()
 """
+
+# A limit of the address space: the stack of another thread does not fit into it.
+NO_MORE = """
+import resource, torch
+from pathlib import Path
+from quant.formats import FORMATS
+from quant.kernels.native import NativeBackend, num_threads, set_num_threads
+
+set_num_threads(1)
+weight = FORMATS["nf4"].random((256, 128), torch.Generator().manual_seed(0))
+backend, x = NativeBackend(), torch.ones(1, 128)
+expected = backend.matmul(x, weight)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+resource.setrlimit(resource.RLIMIT_AS, (used + 3 * stack, used + 3 * stack))
+set_num_threads(64)
+assert torch.equal(backend.matmul(x, weight), expected)
+print(num_threads())
+"""
+
+
+def test_where_no_more_threads_can_be_had_fewer_do_the_work():
+    if resource.getrlimit(resource.RLIMIT_STACK)[0] == resource.RLIM_INFINITY:
+        pytest.skip("stacks have no size here that a limit could be chosen by")
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MORE], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 1 <= int(done.stdout) < 64
 
 
 @pytest.mark.timed

@@ -172,6 +172,8 @@ def _check_routing(
 def set_num_threads(num_threads: int) -> None:
     """Use so many threads in native calls from now on, the caller's included.
 
+    Where the system starts no more, it is as many as there are; see `num_threads`.
+
     Raises:
         QuantError: If the number is below 1 or there is no library.
     """

@@ -2,6 +2,7 @@
 #include "pool.h"
 
 #include <chrono>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -65,7 +66,12 @@ void Pool::set_num_threads(int num_threads) {
   std::lock_guard<std::mutex> lock(guard_);
   num_threads = num_threads < 1 ? 1 : num_threads > kMaxThreads ? kMaxThreads : num_threads;
   for (int thread = num_started_; thread < num_threads; thread++) {
-    std::thread([this, thread] { work(thread); }).detach();
+    try {
+      std::thread([this, thread] { work(thread); }).detach();
+    } catch (const std::system_error&) {  // a limit of threads or of memory: fewer will do
+      num_threads = thread;
+      break;
+    }
     num_started_ = thread + 1;
   }
   num_threads_ = num_threads;

@@ -26,6 +26,7 @@ class Pool {
  public:
   static Pool& instance();
 
+  // As many as the system gives, at most so many.
   void set_num_threads(int num_threads);
   int num_threads() const { return num_threads_.load(); }
 
