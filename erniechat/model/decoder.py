@@ -105,8 +105,8 @@ class Decoder:
             float32 ``[num_tokens or 1, vocab_size]``.
         """
         begin = len(kv_cache)
-        kv_cache.append_tokens(input_ids)
         try:
+            kv_cache.append_tokens(input_ids)
             if self.step is not None and not all_logits and self.step.reads(len(input_ids)):
                 logits = self.step.read(input_ids, kv_cache)
             else:

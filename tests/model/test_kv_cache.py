@@ -153,6 +153,22 @@ def test_a_read_that_is_broken_off_leaves_no_half_read_tokens(decoder, monkeypat
     assert torch.allclose(logits, prefill_logits(decoder, whole)[-1:], rtol=0, atol=TOLERANCE)
 
 
+def test_ctrl_c_before_the_first_layer_leaves_no_unread_tokens(decoder, monkeypatch):
+    """It comes between two lines of Python: tokens are held, and nothing of them is computed."""
+    cache = decoder.new_kv_cache(64)
+    decoder.forward([5, 6], cache)
+    append = cache.append_tokens
+
+    def interrupted(input_ids: list[int]) -> None:
+        append(input_ids)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache, "append_tokens", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.forward([7, 8], cache)
+    assert cache.token_ids == [5, 6]
+
+
 def test_the_cache_has_the_dtype_of_the_activations(tmp_path):
     folder = SPELLINGS["hub"](tmp_path, MOE, reference_model(MOE))
     loaded = load(folder, torch.bfloat16)
