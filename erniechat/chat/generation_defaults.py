@@ -82,6 +82,7 @@ def stop_token_ids(
     generation_config.json names ``</s>`` alone, and without ``<|im_end|>`` its answers would run
     on into an invented next turn. Without a template (a base model) they are the turn ends that
     are flagged special: nothing of them would be shown, and Baidu's runner stops on them too.
+    An id without a token is never sampled, so it is none of them.
 
     Source: PaddlePaddle/ERNIE, tools/inference/infer.py (stops on eos and cls).
 
@@ -104,7 +105,7 @@ def stop_token_ids(
             continue
         if template.writes(text) if template else ids[text] in tokenizer.special_ids:
             out.add(ids[text])
-    return frozenset(out)
+    return frozenset(out.intersection(range(tokenizer.num_tokens)))
 
 
 def _eos_ids(value: object) -> set[int]:

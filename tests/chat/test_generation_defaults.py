@@ -85,6 +85,12 @@ def test_stop_tokens_of_the_configs_are_added(tiny_plain, switchable_template):
     assert stop_token_ids(tiny_plain, switchable_template, *configs) == {eos, 40, 41, 42}
 
 
+def test_an_eos_token_id_that_names_no_token_stops_nothing(tiny_plain, switchable_template):
+    rows = {"eos_token_id": [40, tiny_plain.num_tokens, 103_423, -1]}  # of the embedding: padding
+    eos = tiny_plain.token_id("</s>")
+    assert stop_token_ids(tiny_plain, switchable_template, rows) == {eos, 40}
+
+
 def test_a_template_that_takes_single_questions_only_is_searched_for_turn_ends(tiny_tagged):
     source = (
         "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
