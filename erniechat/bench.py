@@ -29,7 +29,7 @@ from erniechat.planning import choose_device, choose_formats, context_length
 from erniechat.quality import measure_quality
 from quant.experts.adapter import ExpertAdapter
 from quant.experts.tiered import TieredExpertStore
-from quant.memory import process_memory
+from quant.memory import lacks_memory, process_memory
 
 SEED = 0
 GIB = 1 << 30
@@ -131,7 +131,9 @@ def _model(
         weights = random_weights(config, family, formats)
         decoder = assemble(config, weights, formats, device, getattr(torch, load.dtype), places)
         keep_figures(figures, report)
-    except (MemoryError, torch.OutOfMemoryError) as exc:
+    except (MemoryError, RuntimeError) as exc:
+        if not lacks_memory(exc):
+            raise
         raise MemoryLimitError(
             f"random {quant} weights of {bench.synthetic} do not fit into the free memory",
             "use --layers N for a part of the model",

@@ -29,7 +29,7 @@ from erniechat.prompts import PromptTools
 from erniechat.turn import Turn, sampler_of
 from quant.errors import QuantError
 from quant.experts.adapter import ExpertAdapter
-from quant.memory import process_memory
+from quant.memory import lacks_memory, process_memory
 
 ADAPT_EVERY = 256  # tokens of a reply
 
@@ -317,13 +317,17 @@ def _in_words(events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
     """The same events; what fails below, where nothing knows of users, in words for them."""
     try:
         yield from events
-    except torch.OutOfMemoryError as exc:
-        raise MemoryLimitError(
-            "the GPU has no memory left for this reply",
-            "close what else uses it, or start again with less --gpu-memory or --ctx",
-        ) from exc
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
+    except (MemoryError, RuntimeError) as exc:
+        if not lacks_memory(exc):
+            raise
+        is_gpu = isinstance(exc, torch.OutOfMemoryError)
+        place, flag = ("GPU", "--gpu-memory") if is_gpu else ("machine", "--cpu-memory")
+        raise MemoryLimitError(
+            f"the {place} has no memory left for this reply",
+            f"close what else uses it, or start again with less {flag} or --ctx",
+        ) from exc
 
 
 def _parse(parser: ReplyParser | None, pieces: Sequence[str]) -> list[StreamEvent]:

@@ -37,7 +37,7 @@ from quant.experts.profile import RoutingProfile
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
 from quant.kernels.triton.backend import import_launchers
-from quant.memory import gpu_memory
+from quant.memory import gpu_memory, lacks_memory
 
 NUM_TRIES = 3  # to fit a GPU that others use too
 SHARE_OF_FREE = 0.9  # of its memory, after a try that failed
@@ -94,7 +94,9 @@ def load_engine(
         decoder, memory = _assembled(plan, options, weights, warn)
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
-    except (MemoryError, torch.OutOfMemoryError) as exc:
+    except (MemoryError, RuntimeError) as exc:
+        if not lacks_memory(exc):
+            raise
         raise MemoryLimitError(
             f"{options.model} does not fit into the free memory", "use --4bit or a smaller model"
         ) from exc

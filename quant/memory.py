@@ -68,6 +68,13 @@ def gpu_memory(device: torch.device) -> DeviceMemory | None:
     return DeviceMemory(free + cached, total)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory; torch has a type of it for GPUs only."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def process_memory(proc_self: Path = PROC_SELF) -> ProcessMemory:
     """Host memory of this process, now and at most.
 

@@ -278,7 +278,12 @@ def test_the_context_can_be_raised_up_to_what_the_model_was_made_for() -> None:
 
 @pytest.mark.parametrize(
     ("below", "above"),
-    [(torch.OutOfMemoryError("x"), MemoryLimitError), (QuantError("NaN"), CheckpointError)],
+    [
+        (torch.OutOfMemoryError("x"), MemoryLimitError),
+        (MemoryError(), MemoryLimitError),
+        (QuantError("NaN"), CheckpointError),
+        (RuntimeError("a bug"), RuntimeError),
+    ],
 )
 def test_what_fails_below_is_told_in_words_and_the_engine_goes_on(
     engine, monkeypatch, below, above
@@ -294,6 +299,17 @@ def test_what_fails_below_is_told_in_words_and_the_engine_goes_on(
         with pytest.raises(above):
             list(engine.stream_completion("17 + 25 =", sampling))
     assert list(engine.stream_completion("17 + 25 =", sampling))
+
+
+def test_a_cache_that_the_machine_has_no_memory_for_is_told_in_words(engine, monkeypatch):
+    def reserve(*_: object) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)  # torch's own error
+
+    with monkeypatch.context() as full:
+        full.setattr(engine._kv_cache, "reserve", reserve)
+        with pytest.raises(MemoryLimitError, match="the machine has no memory left"):
+            list(engine.stream_completion("17 + 25 =", GREEDY))
+    assert list(engine.stream_completion("17 + 25 =", SamplingOptions(max_tokens=1)))
 
 
 class Looks:
