@@ -323,4 +323,5 @@ def _residency(
         memory.counts,
         options.adapt,
         options.read_ahead,
+        options.stage,
     )

@@ -72,7 +72,7 @@ class LoadOptions:
         None, "the same of a prompt's; default: as measured", low=0.0, high=1.0
     )
     stage: bool = setting(
-        True, "bring experts from RAM to the GPU before a prompt comes to their layer"
+        True, "bring experts to the GPU or, from disk, to RAM before a prompt comes to their layer"
     )
     keep_speeds: bool = setting(
         True, "keep the measured speeds of this machine; without, each start measures them"

@@ -26,6 +26,7 @@ class Residency:
         counts: Routing counts of earlier chats by layer index.
         by_use: Keep the most used; else the last used.
         read_ahead: Read what the next layer's router makes of a layer's inputs.
+        stage: Read the next layer's while a long prompt is still in this one.
     """
 
     num_slots: int
@@ -33,6 +34,7 @@ class Residency:
     counts: Mapping[int, Sequence[float]] | None = None
     by_use: bool = True
     read_ahead: bool = False
+    stage: bool = True
 
 
 def router_guess(config: ModelConfig, weights: WeightSource) -> Predict:
@@ -84,6 +86,7 @@ def cached_experts(
         counts=residency.counts,
         by_use=residency.by_use,
         predict=router_guess(config, weights) if residency.read_ahead else None,
+        stage=residency.stage,
     )
     store.warm(residency.first)
     return store

@@ -8,13 +8,11 @@ reads are of one expert, several at once, and the expert that is used least leav
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from quant.copy import Place
 from quant.errors import QuantError
@@ -91,7 +89,6 @@ class ExpertCache:
         sizes = [_aligned(expert.span) for expert in experts.values()]
         self.slot_nbytes = max(end - begin for begin, end in sizes)
         self._memory = mmap.mmap(-1, num_slots * self.slot_nbytes)
-        self._free = list(range(num_slots))[::-1]
         self._residents: dict[ExpertKey, _Resident] = {}
         self.num_slots = num_slots
         self._readers = ThreadPoolExecutor(num_readers, "expert-reader")
@@ -111,36 +108,46 @@ class ExpertCache:
         """Experts that are here or on their way."""
         return len(self._residents)
 
-    def fetch(self, key: ExpertKey, leaving: Callable[[], ExpertKey]) -> None:
+    def is_here(self, key: ExpertKey) -> bool:
+        """Whether an expert can be taken without waiting, or has failed to come."""
+        resident = self._residents.get(key)
+        return resident is not None and all(read.done() for read in resident.reads)
+
+    def fetch(self, key: ExpertKey) -> None:
         """Begin to read an expert unless it is here or on its way.
 
-        Args:
-            key: Which.
-            leaving: Says who gives up its slot, asked only if none is free.
+        Raises:
+            QuantError: If no slot is free.
         """
         if key in self._residents:
             return
-        if not self._free:
-            self.drop(leaving())
-        slot = self._free.pop()
+        taken = {resident.slot for resident in self._residents.values()}
+        slot = next((i for i in range(self.num_slots) if i not in taken), None)
+        if slot is None:
+            raise QuantError(f"all {self.num_slots} slots of the cache are taken; drop an expert")
         stored = self._experts[key]
         begin, end = _aligned(stored.span)
         base = slot * self.slot_nbytes
         memory = memoryview(self._memory)[base : base + end - begin]
-        reads = [
-            self._readers.submit(self._read, memory, begin, at, stored.span[1] - begin)
-            for at in range(0, end - begin, PIECE_NBYTES)
-        ]
         weights = ExpertWeights(stored.gate_up.view(memory, begin), stored.down.view(memory, begin))
-        self._residents[key] = _Resident(slot, weights, reads)
+        reads: list[Future[None]] = []
+        try:
+            for at in range(0, end - begin, PIECE_NBYTES):
+                length = stored.span[1] - begin
+                reads.append(self._readers.submit(self._read, memory, begin, at, length))
+            self._residents[key] = _Resident(slot, weights, reads)
+        except BaseException:  # no thread can be started, or Ctrl-C
+            self._residents.pop(key, None)
+            wait(reads)  # the slot is free again: nobody may be writing to it
+            raise
         self.num_reads += 1
         self.nbytes_read += end - begin
 
     def drop(self, key: ExpertKey) -> None:
         """Free the slot of an expert that is here or on its way."""
-        resident = self._residents.pop(key)
+        resident = self._residents[key]
         wait(resident.reads)  # its slot must not change under a reader
-        self._free.append(resident.slot)
+        del self._residents[key]
 
     def take(self, key: ExpertKey) -> ExpertWeights:
         """An expert that was fetched, once it is here; valid until it has to leave.
@@ -169,7 +176,8 @@ class ExpertCache:
             for key, resident in self._residents.items()
             if any(read.exception() for read in resident.reads)
         ]
-        self._free += [self._residents.pop(key).slot for key in failed]
+        for key in failed:
+            del self._residents[key]
         return failed
 
     def _read(self, memory: memoryview, begin: int, at: int, end: int) -> None:
@@ -199,81 +207,3 @@ def open_direct(path: Path) -> int:
 def _aligned(span: tuple[int, int]) -> tuple[int, int]:
     """The blocks that hold a span."""
     return span[0] // BLOCK * BLOCK, -(-span[1] // BLOCK) * BLOCK
-
-
-class Heat:
-    """How much each expert is used, for choosing who leaves a cache.
-
-    Args:
-        counts: Of a stored profile by layer index; zeros if there is none.
-        half_life_tokens: After so many tokens a use weighs half.
-        by_use: Else the least recently used leaves.
-    """
-
-    def __init__(
-        self, counts: Mapping[int, Sequence[float]], half_life_tokens: float, by_use: bool = True
-    ) -> None:
-        self._rows = {layer_idx: row for row, layer_idx in enumerate(sorted(counts))}
-        self._layers = sorted(counts)
-        self._heat = np.array([counts[layer_idx] for layer_idx in self._layers], dtype=np.float64)
-        total = self._heat[0].sum() if len(self._heat) else 0.0
-        # The profile weighs as much as one half-life of new tokens at most.
-        self._heat *= min(1.0, half_life_tokens / total) if total else 0.0
-        self._held = np.zeros(self._heat.shape, dtype=bool)
-        self._growth = 0.5 ** (-1.0 / half_life_tokens)
-        self._unit = 1.0
-        self._by_use = by_use
-        self._clock = 0
-
-    def hold(self, key: ExpertKey, held: bool) -> None:
-        """Say that an expert entered or left."""
-        self._held[self._rows[key.layer_idx], key.expert_idx] = held
-
-    def use(self, layer_idx: int, expert_ids: Sequence[int]) -> None:
-        """Count a token's choice."""
-        row = self._heat[self._rows[layer_idx]]
-        if self._by_use:
-            row[list(expert_ids)] += self._unit
-        else:
-            self._clock += 1
-            row[list(expert_ids)] = self._clock
-
-    def add(self, uses: Mapping[int, np.ndarray]) -> None:
-        """Count what tokens chose elsewhere: by layer index how often each expert."""
-        self._clock += 1
-        for layer_idx, counts in uses.items():
-            row = self._heat[self._rows[layer_idx]]
-            if self._by_use:
-                row += self._unit * counts
-            else:
-                row[counts > 0] = self._clock
-
-    def pass_token(self, num_tokens: float = 1.0) -> None:
-        """Let older uses fade: newer ones weigh more, and now and then all are scaled back."""
-        if not self._by_use:
-            return
-        self._unit *= self._growth**num_tokens
-        if self._unit > 1e100:
-            self._heat /= self._unit
-            self._unit = 1.0
-
-    def coldest(self, layer_idx: int, kept: Collection[ExpertKey]) -> ExpertKey:
-        """Who leaves: the coldest that is held, but none of those kept.
-
-        Of equals it is one of the layer that comes again last after layer_idx.
-
-        Raises:
-            QuantError: If all that is held must be kept.
-        """
-        allowed = self._held.copy()
-        for key in kept:
-            allowed[self._rows[key.layer_idx], key.expert_idx] = False
-        row = self._rows[layer_idx]
-        # Counted from the layer just done backwards: that one is needed again after all others.
-        order = [(row - step) % len(self._layers) for step in range(len(self._layers))]
-        heat = np.where(allowed, self._heat, np.inf)[order]
-        at = int(heat.argmin())
-        place, expert_idx = divmod(at, heat.shape[1])
-        if not np.isfinite(heat[place, expert_idx]):
-            raise QuantError("the cache of experts is too small for one layer's choice")
-        return ExpertKey(self._layers[order[place]], expert_idx)

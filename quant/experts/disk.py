@@ -3,7 +3,7 @@
 Results do not depend on what is in RAM: experts are summed in the order of their ids.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from quant.errors import QuantError
-from quant.experts.cache import ExpertCache, Heat
+from quant.experts.cache import ExpertCache
+from quant.experts.heat import Heat
 from quant.experts.placement import ExpertKey
+from quant.experts.prompt_layer import CERTAIN_SHARE, run_layer
 from quant.experts.store import TierUse
 from quant.kernels.base import ExpertWeights, KernelBackend
 
 HALF_LIFE_TOKENS = 2048
 NUM_AHEAD = 1  # experts that are read on a guess, while a layer is multiplied
-MAX_READ_AHEAD = 8  # experts of a prompt's chunk on their way while one is multiplied
-
 
 Predict = Callable[[int, Tensor], Tensor]
 
@@ -38,10 +38,14 @@ class DiskExpertStore:
         predict: What the next layer will likely choose: from its index and the normed inputs
             ``[1, hidden_size]`` of the layer before, a score for each of its experts. None reads
             nothing before it is chosen.
+        stage: Read a layer's experts while a prompt's chunk is still in the layer before, if it
+            used nearly all of that one's.
 
     Attributes:
         layers: As given.
+        num_slots: Experts that the cache holds.
         on_leave: Told who leaves the cache.
+        may_ask: Says which experts this store can be asked for; by default all.
         num_read: Executions whose expert was not there.
 
     Raises:
@@ -59,6 +63,7 @@ class DiskExpertStore:
         counts: Mapping[int, Sequence[float]] | None = None,
         by_use: bool = True,
         predict: Predict | None = None,
+        stage: bool = True,
     ) -> None:
         known = counts or {}
         unknown = (0.0,) * num_experts
@@ -74,7 +79,10 @@ class DiskExpertStore:
         self._num_experts = num_experts
         self._counts = torch.zeros(num_layers, num_experts, dtype=torch.int64)
         self._found = self.num_read = 0
+        self.num_slots, self._stage = cache.num_slots, stage
+        self._pass_layer = -1  # that a prompt's chunk has come to
         self.on_leave: Callable[[ExpertKey], None] = lambda key: None
+        self.may_ask: Callable[[ExpertKey], bool] = lambda key: True
 
     @property
     def counts(self) -> Tensor:
@@ -128,11 +136,10 @@ class DiskExpertStore:
         self._counts[layer_idx] += counts
         if len(topk_ids) == 1:
             out = self._token(layer_idx, hidden_states, topk_ids, topk_weights)
-        else:
-            out = self._chunk(layer_idx, hidden_states, topk_ids, topk_weights)
-        if layer_idx == self._last_layer:
-            self._heat.pass_token()  # a chunk of a prompt counts, and fades, as one token
-        return out
+            if layer_idx == self._last_layer:
+                self._heat.pass_token()
+            return out
+        return self._chunk(layer_idx, hidden_states, topk_ids, topk_weights)
 
     def _token(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         order = topk_ids[0].argsort()
@@ -179,17 +186,10 @@ class DiskExpertStore:
 
     def drop(self, key: ExpertKey) -> None:
         """Free an expert's slot, if it has one."""
+        self.on_leave(key)  # before its memory is another's; then nothing is lost by an interrupt
         if key in self._cache:
-            self._leave(key)
             self._cache.drop(key)
-
-    def take(self, key: ExpertKey) -> ExpertWeights:
-        """An expert that is in RAM, or on its way; valid until it leaves.
-
-        Raises:
-            QuantError: If the disk cannot be read.
-        """
-        return self._take(key)
+        self._heat.hold(key, False)
 
     def ensure(self, layer_idx: int, chosen: Sequence[int]) -> list[ExpertWeights]:
         """A token's experts, read if they are not here; valid until the next call."""
@@ -197,30 +197,47 @@ class DiskExpertStore:
         self._count_uses(keys)
         for key in keys:
             self._fetch(key, keys)
-        return [self._take(key) for key in keys]
+        return [self.take(key) for key in keys]
 
     def _chunk(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """Each used expert once over its tokens, the next ones being read meanwhile.
+        """Each used expert once over its tokens, the missing ones being read meanwhile.
 
-        What a long prompt uses says little about the replies to come: its experts count once.
+        What a long prompt uses says little about the replies to come: a chunk counts, and fades,
+        as one token does. It counts when it has been through all layers, or those it has yet to
+        come to would be the coldest, and leave just before they are needed.
         """
-        used: list[int] = sorted(set(topk_ids.flatten().tolist()))  # ascending, as the kernels sum
+        if layer_idx <= self._pass_layer:
+            self._end_pass()
+        used: list[int] = sorted(set(topk_ids.flatten().tolist()))
         self._count_uses([ExpertKey(layer_idx, expert_idx) for expert_idx in used])
-        self._heat.use(layer_idx, used)
-        ahead = min(MAX_READ_AHEAD, self._cache.num_slots - 1)
-        out = torch.zeros(x.shape, dtype=torch.float32)
-        rows = x.float()
-        for at, expert_idx in enumerate(used):
-            wanted = [ExpertKey(layer_idx, i) for i in used[at : at + 1 + ahead]]
-            for key in wanted:
-                self._fetch(key, wanted)
-            expert = self._take(ExpertKey(layer_idx, expert_idx))
-            tokens, slots = (topk_ids == expert_idx).nonzero(as_tuple=True)
-            zeros = torch.zeros(len(tokens), 1, dtype=torch.int64)
-            weights = topk_weights[tokens, slots][:, None]
-            result = self._backend.routed_experts(rows[tokens], zeros, weights, [expert])
-            out.index_add_(0, tokens, result)
-        return out.to(x.dtype)
+        self._heat.note(layer_idx, used)
+        self._pass_layer = layer_idx
+        later = self._later(layer_idx, used) if self._stage else []
+        arguments = (layer_idx, x, topk_ids, topk_weights, later)
+        out, guessed = run_layer(self, self._backend, *arguments)
+        self._ahead.update(guessed)
+        self.num_ahead += len(guessed)
+        if layer_idx == self._last_layer:
+            self._end_pass()
+        return out
+
+    def _later(self, layer_idx: int, used: Sequence[int]) -> list[ExpertKey]:
+        """Experts of the next layer that are on the disk, if it will need nearly all it has."""
+        next_layer = self._next_layer.get(layer_idx)
+        num_asked = len(self._askable(layer_idx))
+        if next_layer is None or len(used) < CERTAIN_SHARE * num_asked:
+            return []
+        return [key for key in self._askable(next_layer) if key not in self._cache]
+
+    def _askable(self, layer_idx: int) -> list[ExpertKey]:
+        keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in range(self._num_experts)]
+        return [key for key in keys if self.may_ask(key)]
+
+    def _end_pass(self) -> None:
+        """A prompt's chunk has been through the layers."""
+        self._heat.settle()
+        self._heat.pass_token()
+        self._pass_layer = -1
 
     def _count_uses(self, keys: Sequence[ExpertKey]) -> None:
         early = self._ahead.intersection(keys)
@@ -230,24 +247,42 @@ class DiskExpertStore:
         self._found += found
         self.num_read += len(keys) - found
 
-    def _fetch(self, key: ExpertKey, kept: Sequence[ExpertKey]) -> None:
-        def leaving() -> ExpertKey:
-            victim = self._heat.coldest(key.layer_idx, kept)
-            self._leave(victim)
-            return victim
+    def is_here(self, key: ExpertKey) -> bool:
+        """Whether an expert can be taken without waiting."""
+        return self._cache.is_here(key)
 
-        if key not in self._cache:
-            self._cache.fetch(key, leaving)
-            self._heat.hold(key, True)
+    def fetch(self, key: ExpertKey, kept: Collection[ExpertKey]) -> bool:
+        """Begin to read an expert that is not in RAM, in the place of the coldest not kept.
 
-    def _take(self, key: ExpertKey) -> ExpertWeights:
+        Returns:
+            Whether it is in RAM or on its way now; not if all that is there must be kept.
+        """
+        if key in self._cache:
+            return True
+        while len(self._cache) == self.num_slots:
+            # Counted from the layer that is being computed: it comes again after all others.
+            at = key.layer_idx if self._pass_layer < 0 else self._pass_layer
+            victim = self._heat.coldest(at, kept)
+            if victim is None:
+                return False
+            self.drop(victim)
+        self._cache.fetch(key)
+        self._heat.hold(key, True)
+        return True
+
+    def _fetch(self, key: ExpertKey, kept: Collection[ExpertKey]) -> None:
+        if not self.fetch(key, kept):
+            raise QuantError("the cache of experts is too small for one layer's choice")
+
+    def take(self, key: ExpertKey) -> ExpertWeights:
+        """An expert that is in RAM, or on its way; valid until it leaves.
+
+        Raises:
+            QuantError: If the disk cannot be read.
+        """
         try:
             return self._cache.take(key)
         except QuantError:
             for failed in self._cache.forget_failed():
-                self._leave(failed)
+                self.drop(failed)
             raise
-
-    def _leave(self, key: ExpertKey) -> None:
-        self._heat.hold(key, False)
-        self.on_leave(key)

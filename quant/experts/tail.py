@@ -32,6 +32,7 @@ class ExpertTail:
     def __init__(self, disk: DiskExpertStore, keys: Collection[ExpertKey]) -> None:
         self._disk = disk
         self._keys = set(keys)
+        disk.may_ask = self._keys.__contains__
         self._lock = threading.Lock()
         self._server: ExpertServer | None = None
         self._uses = torch.empty(0)

@@ -1,12 +1,16 @@
 """A model larger than the RAM it may use: the cache of experts against the plain mapping.
 
-    python -m tests.bench.disk_tier [--layers 10] [--ratio 1.5] [--tokens 40] [--runs 3]
+    python -m tests.bench.disk_tier [--layers 10] [--ratio 1.5] [--tokens 40] [--prompt 512]
+        [--runs 3] [--ways cache unstaged]
 
 Random weights of the 21B model's shape with fewer layers are written as a quantized copy. Each
 way to run it is a process of its own in a memory control group (root is needed) whose limit is
 the bytes of the model divided by ratio, with an empty page cache, in turns. Tokens are random, so
-that no reply repeats itself. Routing is as the random router has it, near uniform, and skewed: a
-correction bias gives half of the experts about 75 % of the choices.
+that no reply repeats itself. Decode is measured before a prompt and after it. What the prompt must
+move are the experts that are not in RAM when it begins, each once; it is predicted to take as long
+as the disk takes for these, or as the same prompt with all in RAM ("ram"), whichever is longer.
+Routing is as the random router has it, near uniform, and skewed: a correction bias gives half of
+the experts about 75 % of the choices.
 """
 
 import argparse
@@ -35,13 +39,14 @@ from quant.copy import QuantizedCopy
 from quant.copy_writer import CopyWriter
 from quant.experts.placement import ExpertKey
 from quant.memory import process_memory
+from quant.speeds import measure_disk
 from quant.tensor import QuantTensor
 
 FAMILY = FAMILIES["ernie4_5_moe"]
 DEVICE = torch.device("cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-WAYS = ("mapping", "lru", "cache", "ahead")
+WAYS = ("ram", "mapping", "lru", "cache", "unstaged", "ahead")
 WRONG = 0.27  # guesses of the next layer's choice, as on the built-in model; here all are right
 HOT_BIAS = 0.0227  # of the router's probabilities; the share it gives is printed
 
@@ -121,6 +126,17 @@ def _err(store: Any) -> None:
     store._predict = predict
 
 
+def decode(decoder: Any, ids: list[int], cache: Any) -> tuple[float, float]:
+    """Tokens a second, and which share of the experts that they chose was in RAM."""
+    before = {use.name: use.experts_run for use in decoder.experts.uses}
+    began = time.perf_counter()
+    for token_id in ids:
+        decoder.forward([token_id], cache)
+    seconds = time.perf_counter() - began
+    run = {u.name: u.experts_run - before[u.name] for u in decoder.experts.uses}
+    return len(ids) / seconds, run.get("RAM", 0) / max(1, sum(run.values()))
+
+
 def child(args: argparse.Namespace) -> None:
     """Run one way and print what was measured as JSON."""
     copy = (SkewedCopy if args.skewed else QuantizedCopy)(Path(args.folder))
@@ -132,43 +148,50 @@ def child(args: argparse.Namespace) -> None:
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
     limit = int(copy.nbytes / args.ratio)
-    enter_group(limit)
+    if args.way != "ram":
+        enter_group(limit)
     residency = None
-    if args.way != "mapping":
+    if args.way not in ("mapping", "ram"):
         taken = process_memory().rss_nbytes + sizes.fixed_nbytes + args.spare * MIB
         num_slots = (limit - taken) // (sizes.expert_nbytes + 8192)
         first = [
             ExpertKey(layer, e) for e in range(config.num_experts) for layer in config.moe_layers
         ]
         residency = Residency(
-            num_slots, first, by_use=args.way != "lru", read_ahead=args.way == "ahead"
-        )
+            num_slots, first, by_use=args.way != "lru", read_ahead=args.way == "ahead",
+            stage=args.way != "unstaged",
+        )  # fmt: skip
     decoder = assemble(config, copy, formats, DEVICE, torch.bfloat16, residency=residency)
     if args.way == "ahead":
         _err(decoder.experts)
     generator = torch.Generator().manual_seed(1)
-    prompt = torch.randint(0, config.vocab_size, (args.prompt,), generator=generator).tolist()
-    tokens = torch.randint(0, config.vocab_size, (args.warm + args.tokens,), generator=generator)
-    cache = decoder.new_kv_cache(args.prompt + len(tokens))
+    num_tokens = (args.warm + args.tokens, args.prompt, args.tokens)
+    ids = torch.randint(0, config.vocab_size, (sum(num_tokens),), generator=generator).tolist()
+    cache = decoder.new_kv_cache(len(ids))
+    cold, warm = num_tokens[0], args.warm
+    decode(decoder, ids[:warm], cache)
+    before = decode(decoder, ids[warm:cold], cache)
+    store: Any = decoder.experts
+    keys = [ExpertKey(i, e) for i in config.moe_layers for e in range(config.num_experts)]
+    has_disk = residency is not None
+    missing = sum(key not in store for key in keys) if has_disk else 0
+    nbytes = store.nbytes_read if has_disk else 0
     began = time.perf_counter()
-    for at in range(0, len(prompt), PREFILL_CHUNK):
-        decoder.forward(prompt[at : at + PREFILL_CHUNK], cache)
+    for at in range(cold, cold + args.prompt, PREFILL_CHUNK):
+        decoder.forward(ids[at : min(at + PREFILL_CHUNK, cold + args.prompt)], cache)
     read = time.perf_counter() - began
-    seconds = []
-    before = 0.0
-    for at, token in enumerate(tokens.tolist()):
-        if at == args.warm:
-            before = time.perf_counter()
-        started = time.perf_counter()
-        decoder.forward([token], cache)
-        seconds.append(time.perf_counter() - started)
-    decoded = time.perf_counter() - before
+    moved = store.nbytes_read - nbytes if has_disk else 0
+    after = decode(decoder, ids[cold + args.prompt :], cache)
     counts = decoder.experts.counts[list(config.moe_layers)].float()
     top = counts.sort(1, descending=True).values[:, : config.num_experts // 2].sum() / counts.sum()
     out = {
-        "decode": args.tokens / decoded,
-        "prefill": args.prompt / read,
-        "hit_rate": decoder.experts.hit_rate,
+        "decode": before[0],
+        "hit_rate": before[1],
+        "decode_after": after[0],
+        "hit_rate_after": after[1],
+        "prompt_seconds": read,
+        "missing": missing * (sizes.expert_nbytes + 8192) * bool(has_disk),
+        "moved": moved,
         "hot_half": float(top),
         "slots": residency.num_slots if residency else 0,
         "peak": process_memory().peak_rss_nbytes,
@@ -202,10 +225,11 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=1.5, help="bytes of the model to RAM")
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--warm", type=int, default=10, help="tokens before the clock starts")
-    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--spare", type=int, default=200, help="MiB of the limit for activations")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
+    parser.add_argument("--routing", nargs="*", default=["uniform", "skewed"])
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--skewed", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -213,24 +237,47 @@ def main() -> None:
         child(args)
         return
     write_copy(Path(args.folder), args.layers)
-    head = f"{'routing':<10}{'way':<10}{'decode tok/s':>22}{'prefill':>9}{'hits':>7}{'hot half':>9}"
-    sys.stdout.write(head + f"{'peak GiB':>10}\n")
-    for skewed in (False, True):
+    disk = measure_disk(Path(args.folder))
+    sys.stdout.write(f"the disk reads {disk / 1e9:.2f} GB/s\n{HEAD}\n")
+    for skewed in (routing == "skewed" for routing in args.routing):
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in args.ways}
         for _ in range(args.runs):
             for way in args.ways:
                 runs[way].append(measure(args, way, skewed))
+        in_ram = [row["prompt_seconds"] for row in runs.get("ram", [])]
         for way, rows in runs.items():
-            speeds = [row["decode"] for row in rows]
-            last = rows[-1]
-            hits = "" if way == "mapping" else f"{100 * last['hit_rate']:.0f} %"
-            sys.stdout.write(
-                f"{'skewed' if skewed else 'uniform':<10}{way:<10}"
-                f"{statistics.median(speeds):>9.2f} ({min(speeds):.2f}–{max(speeds):.2f})"
-                f"{statistics.median(row['prefill'] for row in rows):>9.1f}{hits:>7}"
-                f"{100 * last['hot_half']:>7.0f} %{last['peak'] / (1 << 30):>9.2f}\n"
-            )
+            least = statistics.median(in_ram) if in_ram else 0.0
+            told = _row(way, rows, args.prompt, least, disk)
+            sys.stdout.write(f"{'skewed' if skewed else 'uniform':<9}{told}\n")
             sys.stdout.flush()
+
+
+HEAD = (
+    f"{'routing':<9}{'way':<9}{'decode tok/s':>18}{'hits':>6}{'after prompt':>13}{'hits':>6}"
+    f"{'prefill tok/s':>20}{'must move':>10}{'moved MB':>9}{'predicted':>10}{'s':>6}"
+    f"{'hot half':>9}{'peak GiB':>9}"
+)
+
+
+def _row(way: str, rows: list[dict[str, float]], prompt: int, least: float, disk: float) -> str:
+    """The medians of some runs."""
+
+    def middle(name: str) -> float:
+        return statistics.median(row[name] for row in rows)
+
+    speeds = [row["decode"] for row in rows]
+    prompts = [prompt / row["prompt_seconds"] for row in rows]
+    has_disk = rows[-1]["slots"] > 0
+    hits = [f"{100 * middle(n):.0f} %" if has_disk else "" for n in ("hit_rate", "hit_rate_after")]
+    moved = [f"{middle(n) / 1e6:,.0f}" if has_disk else "" for n in ("missing", "moved")]
+    predicted = f"{max(least, middle('missing') / disk):.2f} s" if has_disk and least else ""
+    return (
+        f"{way:<9}{middle('decode'):>6.2f} ({min(speeds):.2f}–{max(speeds):.2f}){hits[0]:>6}"
+        f"{middle('decode_after'):>13.2f}{hits[1]:>6}"
+        f"{prompt / middle('prompt_seconds'):>7.1f} ({min(prompts):.0f}–{max(prompts):.0f})"
+        f"{moved[0]:>12}{moved[1]:>9}{predicted:>10}{middle('prompt_seconds'):>6.2f}"
+        f"{100 * middle('hot_half'):>7.0f} %{middle('peak') / (1 << 30):>9.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from quant.copy import QuantizedCopy
 from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
-from quant.experts.cache import ExpertCache, Heat, StoredExpert
+from quant.experts.cache import ExpertCache, StoredExpert
 from quant.experts.disk import DiskExpertStore
 from quant.experts.placement import ExpertKey
 from quant.experts.store import ResidentExpertStore, TierUse
@@ -138,37 +138,6 @@ def test_a_file_cut_short_is_an_error_and_whole_again_it_works(copy, tmp_path):
     torch.testing.assert_close(store.forward(*arguments), expected, rtol=0, atol=0)
 
 
-def test_the_least_used_leaves_and_of_equals_the_one_that_comes_again_last():
-    heat = Heat({1: [5, 0, 1], 2: [3, 0, 9]}, half_life_tokens=100)
-    for key in (ExpertKey(1, 0), ExpertKey(1, 2), ExpertKey(2, 0), ExpertKey(2, 2)):
-        heat.hold(key, True)
-    assert heat.coldest(2, [ExpertKey(2, 0)]) == (1, 2)
-    heat.hold(ExpertKey(1, 2), False)
-    assert heat.coldest(1, []) == (2, 0)
-    assert heat.coldest(2, [ExpertKey(2, 0)]) == (1, 0)  # 3 is colder, but chosen now
-    even = Heat({1: [0, 0], 2: [0, 0], 3: [0, 0]}, half_life_tokens=100)
-    for layer in (1, 2, 3):
-        even.hold(ExpertKey(layer, 0), True)
-    assert even.coldest(2, []) == (2, 0)  # layer 2 is just done: 3 and 1 come before it
-    assert even.coldest(2, [ExpertKey(2, 0)]) == (1, 0)
-
-
-def test_uses_fade_and_the_profile_weighs_a_half_life_at_most():
-    heat = Heat({1: [9000.0, 1000.0]}, half_life_tokens=10)  # scaled to 9 and 1
-    for expert in (0, 1):
-        heat.hold(ExpertKey(1, expert), True)
-    for _ in range(9):
-        heat.use(1, [1])
-        heat.pass_token()
-    # 9 faded by 0.5 ** 0.9 to 4.8; the nine new uses to 6.7.
-    assert heat.coldest(1, []) == (1, 0)
-    recent = Heat({1: [9000.0, 1000.0]}, half_life_tokens=10, by_use=False)
-    for expert in (0, 1):
-        recent.hold(ExpertKey(1, expert), True)
-        recent.use(1, [expert])
-    assert recent.coldest(1, []) == (1, 0)
-
-
 def test_reading_goes_on_without_direct_access(copy, monkeypatch):
     monkeypatch.delattr(os, "O_DIRECT", raising=False)
     store, resident = disk_store(copy, 3), resident_store(copy, "reference")
@@ -228,9 +197,10 @@ def test_a_slot_is_not_given_away_while_it_is_being_filled(copy, monkeypatch):
     cache = ExpertCache(copy.path, stored(copy), 1)
     monkeypatch.setattr(os, "preadv", dawdling)
     first, second = ExpertKey(1, 0), ExpertKey(2, 3)
-    cache.fetch(first, lambda: second)
+    cache.fetch(first)
     slow.wait(5)
-    cache.fetch(second, lambda: first)
+    cache.drop(first)
+    cache.fetch(second)
     found = cache.take(second)
     time.sleep(0.15)  # a reader that was still on its way would write by now
     assert torch.equal(codes_of(found), copy["2.3.gate_up"].parts["codes"])
@@ -243,7 +213,7 @@ def test_reads_that_come_in_small_pieces_are_put_together(copy, monkeypatch):
         os, "preadv", lambda handle, buffers, offset: preadv(handle, [buffers[0][:4096]], offset)
     )
     key = ExpertKey(4, 7)
-    cache.fetch(key, lambda: key)
+    cache.fetch(key)
     assert torch.equal(codes_of(cache.take(key)), copy["4.7.gate_up"].parts["codes"])
     assert torch.equal(cache.take(key).down.parts["absmax"], copy["4.7.down"].parts["absmax"])
 
@@ -264,3 +234,108 @@ def test_a_long_prompt_does_not_push_out_what_replies_use(copy, by_use):
         store.forward(layer, *favourites)
     read_again = store.uses[1].experts_run - before
     assert (read_again == 0) == by_use
+
+
+def test_the_disk_is_waited_for_only_when_nothing_else_is_left(copy, monkeypatch):
+    store = disk_store(copy, 6)
+    store.warm([ExpertKey(1, expert) for expert in (4, 5, 6, 7)])
+    for expert in (4, 5, 6, 7):
+        store.take(ExpertKey(1, expert))
+    preadv, routed = os.preadv, store._backend.routed_experts
+    ran, waited = threading.Event(), []
+
+    def slow(*args):
+        waited.append(ran.wait(10))
+        return preadv(*args)
+
+    def run(*args):
+        ran.set()
+        return routed(*args)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    monkeypatch.setattr(store._backend, "routed_experts", run)
+    hidden, ids, weights = routing(64, torch.Generator().manual_seed(5))  # uses all eight
+    store.forward(1, hidden, ids, weights)
+    assert len(waited) >= 4
+    assert all(waited)  # four experts ran while none of the others could come
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "stage", "coming"), [(64, True, 4), (64, False, 0), (2, True, 0)]
+)
+def test_a_long_prompt_has_the_next_layers_experts_read_ahead(copy, num_tokens, stage, coming):
+    store, resident = disk_store(copy, 16, stage=stage), resident_store(copy, "reference")
+    generator = torch.Generator().manual_seed(6)
+    store.warm([ExpertKey(1, expert) for expert in range(8)])
+    arguments = (1, *routing(num_tokens, generator))
+    torch.testing.assert_close(store.forward(*arguments), resident.forward(*arguments))
+    assert [key for key in stored(copy) if key in store and key.layer_idx != 1] == [
+        ExpertKey(2, expert) for expert in range(coming)
+    ]
+    arguments = (2, *routing(64, generator))
+    torch.testing.assert_close(store.forward(*arguments), resident.forward(*arguments))
+    assert store.num_ahead_used == coming
+    assert store.uses[1].experts_run == 8  # what came ahead of time came from the disk too
+
+
+def test_a_disk_that_fails_ahead_of_time_is_told_in_the_layer_that_asks(copy, monkeypatch):
+    store, resident = disk_store(copy, 16), resident_store(copy, "reference")
+    preadv, fails = os.preadv, []
+    store.warm([ExpertKey(1, expert) for expert in range(8)])
+    generator = torch.Generator().manual_seed(7)
+    for expert in range(8):
+        store.take(ExpertKey(1, expert))
+
+    def failing(*args):
+        if not fails:
+            raise OSError(5, "Input/output error")
+        return preadv(*args)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    arguments = (1, *routing(64, generator))
+    torch.testing.assert_close(store.forward(*arguments), resident.forward(*arguments))
+    arguments = (2, *routing(64, generator))
+    with pytest.raises(QuantError, match="Input/output error; check the disk"):
+        store.forward(*arguments)
+    fails.append(False)
+    torch.testing.assert_close(store.forward(*arguments), resident.forward(*arguments))
+
+
+def test_a_slot_is_not_lost_where_no_thread_can_be_had(copy, monkeypatch):
+    monkeypatch.setattr("quant.experts.cache.PIECE_NBYTES", 4096)
+    cache = ExpertCache(copy.path, stored(copy), 2)
+    submit, calls = cache._readers.submit, []
+
+    def sometimes(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("can't start new thread")
+        return submit(*args)
+
+    monkeypatch.setattr(cache._readers, "submit", sometimes)
+    with pytest.raises(RuntimeError, match="new thread"):
+        cache.fetch(ExpertKey(1, 0))
+    assert ExpertKey(1, 0) not in cache
+    for expert in (1, 2):
+        cache.fetch(ExpertKey(1, expert))
+        codes = copy[f"1.{expert}.gate_up"].parts["codes"]
+        assert torch.equal(codes_of(cache.take(ExpertKey(1, expert))), codes)
+    with pytest.raises(QuantError, match="all 2 slots"):
+        cache.fetch(ExpertKey(1, 3))
+
+
+def test_an_interrupt_while_a_slot_is_given_up_loses_nothing(copy, monkeypatch):
+    store, resident = disk_store(copy, 3), resident_store(copy, "reference")
+    hidden, weights = torch.ones(1, HIDDEN), torch.ones(1, 3)
+    store.forward(1, hidden, torch.tensor([[0, 1, 2]]), weights)
+
+    def interrupted(reads):
+        raise KeyboardInterrupt
+
+    arguments = (2, hidden, torch.tensor([[3, 4, 5]]), weights)
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            patch.setattr("quant.experts.cache.wait", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.forward(*arguments)
+    assert torch.equal(store.forward(*arguments), resident.forward(*arguments))

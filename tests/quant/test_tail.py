@@ -225,6 +225,13 @@ def test_a_long_prompt_does_not_push_out_what_replies_use(copy):
     assert tiers.tail.num_read == before
 
 
+def test_a_prompt_reads_ahead_only_what_the_gpu_has_not(copy):
+    tiers = Tiers(copy, 10)
+    check_prompt(tiers, 1, 50)
+    ahead = [key for key in KEYS if key.layer_idx == 2 and key in tiers.cache]
+    assert ahead == [key for key in TAIL if key.layer_idx == 2][: 10 // 4]
+
+
 def test_who_is_on_disk_only_cannot_come_to_the_gpu(copy):
     tiers = Tiers(copy, 4)
     with pytest.raises(QuantError, match="not in RAM"):
