@@ -10,7 +10,7 @@ from erniechat.model.config import ModelConfig
 from erniechat.model.layers import inverse_frequencies
 from quant.experts.pool import PooledExpertStore
 from quant.experts.tiered import TieredExpertStore
-from quant.kernels.triton.backend import chunk_launchers, decode_launchers
+from quant.kernels.triton.backend import ExpertTable, chunk_launchers, decode_launchers
 from quant.kernels.triton.step_weights import CpuExperts, StepExperts, StepLayer, StepSizes
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
@@ -126,9 +126,9 @@ def _cpu_experts(store: TieredExpertStore) -> CpuExperts:
             blocks.ids.data_ptr(),
             blocks.weights.data_ptr(),
         ),
-        store.chunk_masks,
-        store.stage_sources,
-        store.stage_targets,
+        store.prompts.masks,
+        store.prompts.sources,
+        store.prompts.targets,
         store.pool.slot_nbytes,
     )
 
@@ -140,9 +140,9 @@ def build_chunk(step: Any, store: PooledExpertStore | None) -> Any:
     """
     if isinstance(store, TieredExpertStore) and store.has_unaddressable:
         return None
-    tables = {} if store is None else store.tables
+    tables: Mapping[int, ExpertTable] = {} if store is None else store.tables
     if isinstance(store, TieredExpertStore):
-        tables = store.chunk_tables
+        tables = store.prompts.tables
     return chunk_launchers().PrefillChunk(
         step,
         {layer_idx: table.gate_up_at for layer_idx, table in tables.items()},

@@ -196,4 +196,4 @@ class SlotLender:
 
     def _fixed(self) -> set[int]:
         """Slots whose place captured launches may know: shared experts, and where prompts stage."""
-        return {*self._store.shared_slots, *self._store.staging}
+        return {*self._store.shared_slots, *self._store.prompts.staging}

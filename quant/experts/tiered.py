@@ -14,12 +14,12 @@ from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
+from quant.experts.prompt_tables import PromptTables, write_table
 from quant.experts.sharing import SharingCosts
 from quant.experts.store import TierUse
 from quant.experts.tail import ExpertTail
 from quant.kernels.base import KernelBackend
 from quant.kernels.native.serve import ExpertServer
-from quant.kernels.triton.backend import ExpertTable
 
 
 class TieredExpertStore(PooledExpertStore):
@@ -47,17 +47,11 @@ class TieredExpertStore(PooledExpertStore):
     Attributes:
         costs: As given, for whoever decides which experts move.
         spare: A slot of the GPU's that nobody is in, for the next exchange.
-        staging: Slots that a prompt's chunk brings experts to.
+        prompts: What a prompt's captured chunks read.
         num_usable: Slots of the GPU's for experts; those from here on are lent to something else.
         cpu_share: int32 on the device.
         decode_hits: int64 ``[2]`` on the device: experts that decoded tokens found in the GPU's
             memory, and such that they read through the bus.
-        chunk_masks: By the size of a chunk int8 ``[num_layers, num_experts]`` on the device, 1
-            for those that the CPU runs.
-        chunk_tables: As `tables`, for a chunk: with the places of staged experts.
-        stage_sources: int64 ``[num_layers, num_staged]`` on the device, addresses of the experts
-            to stage, 0 for none.
-        stage_targets: int64, the same shape: where to.
 
     Raises:
         QuantError: If no slot is left for moving.
@@ -89,7 +83,7 @@ class TieredExpertStore(PooledExpertStore):
                 f"a pool with {len(spare)} free slots cannot exchange experts and stage "
                 f"{num_staged}; give it {1 + 2 * num_staged}"
             )
-        self.spare, self.staging = spare[0], spare[1 : 1 + 2 * num_staged]
+        self.spare = spare[0]
         self.num_usable = len(pool.data)
         device = pool.data.device
         self.cpu_share = torch.tensor(cpu_share, dtype=torch.int32, device=device)
@@ -97,15 +91,14 @@ class TieredExpertStore(PooledExpertStore):
         self._slot_of = {layer_idx: list(layer) for layer_idx, layer in slots.items()}
         self._counts_before = self.counts.clone()
         self._hits = self._routings = 0
-        self._row_shares = row_shares or {}
-        shape = (num_layers, self._num_routed)
-        self.chunk_masks = {
-            size: torch.zeros(shape, dtype=torch.int8, device=device) for size in self._row_shares
-        }
-        stages = (num_layers, num_staged)
-        self.stage_sources = torch.zeros(stages, dtype=torch.int64, device=device)
-        self.stage_targets = torch.zeros(stages, dtype=torch.int64, device=device)
-        self.chunk_tables = {layer_idx: self._table(layer_idx) for layer_idx in slots}
+        self.prompts = PromptTables(
+            pool,
+            {layer_idx: self._table(layer_idx) for layer_idx in slots},
+            spare[1 : 1 + 2 * num_staged],
+            num_layers,
+            self._num_routed,
+            row_shares or {},
+        )
         self._publish(set(slots))
 
     @property
@@ -167,7 +160,8 @@ class TieredExpertStore(PooledExpertStore):
         new = counts - self._counts_before
         self._counts_before = counts
         self._routings += int(new.sum())
-        self._hits += sum(int(new[key]) for key in self.resident)
+        rows = new.tolist()
+        self._hits += sum(rows[key.layer_idx][key.expert_idx] for key in self.resident)
 
     @property
     def hit_rate(self) -> float:
@@ -203,9 +197,11 @@ class TieredExpertStore(PooledExpertStore):
         if not pairs:
             return
         self._settle_hits()
-        for promoted, demoted in pairs:
-            self._swap(promoted, demoted)
-        self._publish({key.layer_idx for pair in pairs for key in pair})
+        try:
+            for promoted, demoted in pairs:
+                self._swap(promoted, demoted)
+        finally:  # what was done before a failure is done
+            self._publish({key.layer_idx for pair in pairs for key in pair})
 
     def _swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
         up, down = self.slot(promoted), self.slot(demoted)
@@ -214,9 +210,16 @@ class TieredExpertStore(PooledExpertStore):
             return
         if not self.host.holds(up) or not 0 <= down < self.num_slots:
             raise QuantError(f"{promoted} is not in RAM or {demoted} not on the GPU")
-        self._carry(promoted, self.spare)
-        self._carry(demoted, up)
-        self.spare = down
+        try:
+            self._carry(promoted, self.spare)
+            self._carry(demoted, up)
+        except BaseException:  # Ctrl-C too: a spare slot that somebody is in would be written to
+            if self.slot(promoted) != up and self.slot(demoted) == down:
+                self.server.forget(*demoted)
+                self._carry(promoted, up)
+            raise
+        finally:
+            self.spare = self.spare if self.slot(demoted) == down else down
 
     def _swap_with_tail(self, tail: ExpertTail, promoted: ExpertKey, demoted: ExpertKey) -> None:
         """Nothing is copied back: whoever leaves the GPU is read from the copy, beside the rest."""
@@ -256,11 +259,11 @@ class TieredExpertStore(PooledExpertStore):
             self.tail.part(key)
         else:
             self._memory(slot).copy_(self._memory(before))
-        self._slot_of[key.layer_idx][key.expert_idx] = slot
         if self.host.holds(slot):
             self.server.place(*key, self.pool.expert_in(self._memory(slot)))
         else:
             self.server.forget(*key)
+        self._slot_of[key.layer_idx][key.expert_idx] = slot
 
     def _memory(self, slot: int) -> Tensor:
         """Of a slot that kernels can address."""
@@ -269,7 +272,7 @@ class TieredExpertStore(PooledExpertStore):
 
     def share_rows(self, row_shares: Mapping[int, float]) -> None:
         """Change the shares of a prompt's experts that the CPU runs, for sizes known already."""
-        self._row_shares = {size: row_shares[size] for size in self._row_shares}
+        self.prompts.share(row_shares)
         for layer_idx in self._slot_of:
             self._publish_prompts(layer_idx)
 
@@ -278,33 +281,14 @@ class TieredExpertStore(PooledExpertStore):
         for layer_idx in layers:
             slots = torch.tensor(self._slot_of[layer_idx])
             self.slot_of[layer_idx].copy_(slots)
-            _write(self.tables[layer_idx], *self._addresses(self.slot_of[layer_idx]))
+            write_table(self.tables[layer_idx], *self._addresses(self.slot_of[layer_idx]))
             self._publish_prompts(layer_idx)
 
     def _publish_prompts(self, layer_idx: int) -> None:
-        """Share a layer's experts in pinned memory out for prompts: to the CPU those used least.
-
-        The bus brings those used most ahead of time, the others when their layer comes.
-        """
-        counts = self._counts_before[layer_idx].tolist()
-        slots = list(self._slot_of[layer_idx])
+        slots = self._slot_of[layer_idx]
         pinned = [i for i in range(self._num_routed) if self.host.holds(slots[i])]
-        pinned.sort(key=lambda expert_idx: (counts[expert_idx], -expert_idx))
-        for size, share in self._row_shares.items():
-            mask = torch.zeros(self._num_routed, dtype=torch.int8)
-            mask[pinned[: round(share * len(pinned))]] = 1
-            self.chunk_masks[size][layer_idx].copy_(mask)
-        sources, targets = torch.zeros(2, self.stage_sources.shape[1], dtype=torch.int64)
-        first, size = self.pool.data.data_ptr(), self.pool.slot_nbytes
-        parity = list(self._slot_of).index(layer_idx) % 2
-        for place, expert_idx in enumerate(pinned[::-1][: len(sources)]):
-            target = self.staging[parity * len(sources) + place]
-            sources[place], targets[place] = first + slots[expert_idx] * size, first + target * size
-            slots[expert_idx] = target
-        self.stage_sources[layer_idx].copy_(sources)
-        self.stage_targets[layer_idx].copy_(targets)
-        places = torch.tensor(slots).to(self.slot_of.device)
-        _write(self.chunk_tables[layer_idx], *self._addresses(places))
+        counts = self._counts_before[layer_idx].tolist()
+        self.prompts.publish(layer_idx, slots, pinned, counts, self._addresses)
 
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
@@ -320,18 +304,22 @@ class TieredExpertStore(PooledExpertStore):
         tokens, _ = far.nonzero(as_tuple=True)
         rows = hidden_states[tokens].cpu()
         ids, weights = topk_ids[far][:, None].cpu(), topk_weights[far][:, None].cpu()
-        near_ids = torch.where(far, self._addressable(layer_idx), topk_ids)
-        out = super().forward(layer_idx, hidden_states, near_ids, topk_weights * ~far)
+        near = self._addressable(layer_idx)
         counts = self.routing_counts[layer_idx]  # of the experts that really were chosen
-        counts.scatter_add_(0, near_ids[far], -torch.ones_like(near_ids[far]))
         counts.scatter_add_(0, topk_ids[far], torch.ones_like(topk_ids[far]))
+        if near is None:
+            out = torch.zeros_like(hidden_states)
+        else:
+            near_ids = torch.where(far, near, topk_ids)
+            out = super().forward(layer_idx, hidden_states, near_ids, topk_weights * ~far)
+            counts[near] -= far.sum()
         extra = self.tail.forward(layer_idx, rows, ids, weights)
         return out.index_add(0, tokens, extra.to(out.device))
 
-    def _addressable(self, layer_idx: int) -> int:
+    def _addressable(self, layer_idx: int) -> int | None:
         """An expert of a layer that the GPU can read, for tokens that chose another."""
         slots = self._slot_of[layer_idx]
-        return next((i for i, slot in enumerate(slots) if slot != NO_SLOT), 0)
+        return next((i for i, slot in enumerate(slots) if slot != NO_SLOT), None)
 
     def close(self) -> None:
         """Stop the CPU's thread."""
@@ -340,9 +328,3 @@ class TieredExpertStore(PooledExpertStore):
 
 def _copy(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
-
-
-def _write(table: ExpertTable, gate_up_at: Tensor, down_at: Tensor) -> None:
-    """Change a table where it is: captured launches hold its address."""
-    table.gate_up_at.copy_(gate_up_at)
-    table.down_at.copy_(down_at)

@@ -156,13 +156,13 @@ def test_who_runs_experts_in_ram_follows_from_the_machine_or_is_said(copy, forma
     store = build(copy, formats, places)
     # The CPU is twice as fast as the bus, but a handoff costs more than these small experts.
     assert store.cpu_share.tolist() == [0, 0, 0]
-    assert set(store.chunk_masks) == set(BUCKETS)
+    assert set(store.prompts.masks) == set(BUCKETS)
     store.close()
     for share, expected in ((0.0, [0, 0, 0]), (0.5, [0, 0, 1]), (1.0, [0, 1, 2])):
         given = ExpertPlaces(KEYS[2:], (), share, share, 0, known())
         store = build(copy, formats, given)
         assert store.cpu_share.tolist() == expected
-        for masks in store.chunk_masks.values():
+        for masks in store.prompts.masks.values():
             assert masks[1:].sum(1).tolist() == [round(share * 6), round(share * 8)]
-        assert not store.stage_sources.numel()
+        assert not store.prompts.sources.numel()
         store.close()

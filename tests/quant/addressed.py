@@ -112,7 +112,7 @@ class SmallTiers:
             else:
                 assert tuple(key) not in store.server._kept
         slots = [store.slot(key) for key in self.experts]
-        assert len({*slots, store.spare, *store.staging}) == len(slots) + NUM_FREE
+        assert len({*slots, store.spare, *store.prompts.staging}) == len(slots) + NUM_FREE
         on_gpu = [slot for slot in slots if not store.host.holds(slot)]
         assert all(0 <= slot < store.num_usable for slot in [*on_gpu, store.spare])
         assert store.slot_of[1:].tolist() == [

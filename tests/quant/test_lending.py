@@ -279,6 +279,39 @@ def test_shares_of_a_prompt_follow_those_who_leave():
 
     lender_of(tiers, shares=shares).lend(store.num_usable - 6)
     assert asked == [6]
-    assert set(store.chunk_masks) == {32, 128}
-    assert int(store.chunk_masks[32].sum()) == 6
-    assert int(store.chunk_masks[128].sum()) == 0
+    assert set(store.prompts.masks) == {32, 128}
+    assert int(store.prompts.masks[32].sum()) == 6
+    assert int(store.prompts.masks[128].sum()) == 0
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_swap_broken_off_leaves_nobody_in_the_spare_slot(after, monkeypatch):
+    tiers = SmallTiers()
+    store, left = tiers.store, [after]
+    carry = store._carry
+    pairs = list(zip(sorted(store.pinned), sorted(store.resident), strict=False))[:2]
+
+    def broken(*args):
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        carry(*args)
+
+    monkeypatch.setattr(store, "_carry", broken)
+    with pytest.raises(KeyboardInterrupt):
+        store.swap_all(pairs)
+    tiers.check()
+    assert len(store.resident.intersection(pair[0] for pair in pairs)) == after // 2
+    store.swap_all(pairs[after // 2 :])
+    tiers.check()
+    assert store.resident.issuperset(pair[0] for pair in pairs)
+
+
+def test_nobody_is_staged_whom_the_cpu_runs():
+    tiers = SmallTiers(num_hosted=4)  # all of layer 1: the CPU runs two of them
+    prompts = tiers.store.prompts
+    assert prompts.sources.count_nonzero(1).tolist() == [0, 2, 0]
+    tiers.store.share_rows({32: 1.0, 128: 0.75})
+    assert prompts.sources.count_nonzero(1).tolist() == [0, 1, 0]
+    tiers.store.share_rows({32: 1.0, 128: 1.0})
+    assert not prompts.sources.any()

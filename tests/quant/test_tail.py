@@ -256,6 +256,39 @@ def test_an_expert_of_the_tail_that_became_hot_comes_to_the_gpu(copy):
     assert tiers.tail.num_read == before
 
 
+def test_moves_before_one_that_fails_are_known_to_the_gpu(copy, monkeypatch):
+    tiers = Tiers(copy, 4)
+    near = [key for key in TAIL if key.layer_idx == 1][:1]
+    tiers.ask(1, [near[0].expert_idx])
+    preadv, fails = os.preadv, [True]
+
+    def failing(*args):
+        if fails[0]:
+            raise OSError(5, "Input/output error")
+        return preadv(*args)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    lost = next(key for key in TAIL if key.layer_idx == 2)
+    tiers.tail._disk.warm([lost])  # on its way, and will not come
+    with pytest.raises(QuantError, match="Input/output error"):
+        tiers.store.swap_all([(near[0], ON_GPU[0]), (lost, ON_GPU[1])])
+    fails[0] = False
+    assert tiers.store.resident == {near[0], ON_GPU[1]}
+    tiers.ask(2, [lost.expert_idx])
+    tiers.store.swap(lost, ON_GPU[1])  # into the slot that ON_GPU[0] has left
+    for layer in LAYERS:
+        check_prompt(tiers, layer, 40)
+
+
+def test_a_layer_of_which_the_gpu_has_nothing_is_read_on_the_cpu(copy):
+    tiers = Tiers(copy, 8)
+    store = tiers.store
+    far = [ExpertKey(1, i) for i in range(NUM_EXPERTS) if ExpertKey(1, i) not in TAIL]
+    store.carry_all([(key, NO_SLOT) for key in far])
+    store.pool.data[:1].fill_(0xFF)  # nothing there is a number
+    check_prompt(tiers, 1, 20)
+
+
 def test_a_file_cut_short_is_an_error_of_that_token_alone(copy, tmp_path):
     path = tmp_path / "weights.bin"
     whole = copy.path.read_bytes()

@@ -97,7 +97,7 @@ class CpuExperts:
         rows: Addresses of the host's rows: activations, answers, ids, weights.
         on_cpu: By the size of a chunk which experts the CPU runs for it, int8
             ``[num_layers, num_experts]``.
-        stage_sources: See `quant.experts.tiered.TieredExpertStore`, as for stage_targets.
+        stage_sources: `sources` of `quant.experts.prompt_tables.PromptTables`.
         stage_targets: Where to.
         slot_nbytes: Bytes of an expert.
     """
