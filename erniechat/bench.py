@@ -18,12 +18,12 @@ from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
 from erniechat.generation.sampling import Sampler
 from erniechat.loader import load_engine, set_threads
 from erniechat.machine import keep_figures, kept_figures
-from erniechat.memory_plan import model_sizes
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
 from erniechat.model.families import family_of
 from erniechat.model.folder import read_json
 from erniechat.model.synthetic import random_weights, with_layers
+from erniechat.model_sizes import model_sizes
 from erniechat.options import BenchOptions, LoadOptions
 from erniechat.planning import choose_device, choose_formats, context_length
 from erniechat.quality import measure_quality

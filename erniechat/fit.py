@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,13 @@ from erniechat.memory_plan import (
     Budget,
     Item,
     MemoryPlan,
-    ModelSizes,
     Needs,
     TierName,
     plan_memory,
 )
 from erniechat.model.config import ModelConfig
-from erniechat.model.expert_assembly import FREE_SLOTS, NUM_STAGED, ExpertPlaces
+from erniechat.model.expert_assembly import NUM_STAGED, ExpertPlaces, free_slots
+from erniechat.model_sizes import ModelSizes
 from erniechat.options import LoadOptions
 from erniechat.sizes import size_nbytes
 from quant.figures import KeptFigures
@@ -128,23 +129,34 @@ def fit(
         needs = _needs(sizes, options, num_tokens, machine, *slots)
         return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
 
-    free = Item("slots for moving experts", FREE_SLOTS * sizes.expert_nbytes)
+    def tiered(num_tokens: int) -> MemoryPlan:
+        if options.stage:  # unless experts are on disk: then prompts go layer by layer, see below
+            with suppress(MemoryLimitError):
+                plan = planned(num_tokens, _slots(sizes, NUM_STAGED))
+                if not plan.num_experts("disk"):
+                    return dataclasses.replace(plan, num_staged=NUM_STAGED)
+        return planned(num_tokens, _slots(sizes, 0))
+
     problem = None
     try:
         plan = planned(context_length)
         if on_gpu is None or plan.num_experts("GPU") == sizes.num_experts:
             return plan
-        plan = planned(context_length, free)
+        plan = tiered(context_length)
     except MemoryLimitError as exc:
         if on_gpu is None or longest_context is None:
             raise
         problem = exc
     if longest_context is not None:
-        growing = planned(min(context_length, PLANNED_CONTEXT), free)
+        growing = tiered(min(context_length, PLANNED_CONTEXT))
         longest = min(longest_context, reachable_context(growing))
         if longest >= context_length or problem:
             return dataclasses.replace(growing, longest_context=longest)
     return plan
+
+
+def _slots(sizes: ModelSizes, num_staged: int) -> Item:
+    return Item("slots for moving experts", free_slots(num_staged) * sizes.expert_nbytes)
 
 
 def reachable_context(plan: MemoryPlan) -> int:
@@ -209,7 +221,7 @@ def expert_places(
         (*ram[num_pinned:], *disk),
         options.cpu_share,
         options.prompt_cpu_share,
-        NUM_STAGED if options.stage else 0,
+        plan.num_staged,
         figures,
         plan.context_length if shares else 0,
         plan.left_nbytes("RAM"),

@@ -15,11 +15,12 @@ from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import Machine, expert_places, fit, num_tail_slots, this_machine
 from erniechat.machine import keep_figures, kept_figures
-from erniechat.memory_plan import FLAGS, MemoryPlan, model_sizes, slots_in
+from erniechat.memory_plan import FLAGS, MemoryPlan, slots_in
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
 from erniechat.model.disk_assembly import Residency
 from erniechat.model.kept_cache import KeptCaches
+from erniechat.model_sizes import model_sizes
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, context_length, copy_folder, make_plan, open_checkpoint

@@ -4,94 +4,20 @@ Everything here is arithmetic; erniechat/fit.py asks the machine what there is.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from erniechat.errors import MemoryLimitError, UsageError
-from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import Formats
-from erniechat.model.family import Routed, Slot
+from erniechat.errors import MemoryLimitError
+from erniechat.model_sizes import ModelSizes
 from erniechat.sizes import least_size, shown_size
-from quant.errors import QuantError
 from quant.experts.placement import Placement, Tier, plan_placement
-from quant.formats.base import Format
 
 TierName = Literal["GPU", "RAM", "disk"]
 PLACES: tuple[TierName, ...] = ("GPU", "RAM", "disk")
 FLAGS: Mapping[TierName, str] = {"GPU": "--gpu-memory", "RAM": "--cpu-memory"}
 KV_NAME = "KV cache"
 DISK_BLOCK = 4096
-SLOT_ALIGNMENT = 128  # of an expert's parts in a slot; see quant/experts/pool.py
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSizes:
-    """A model's bytes once it is quantized.
-
-    Attributes:
-        config: Its shape.
-        fixed_nbytes: All but the routed experts.
-        fixed_read_nbytes: What of these one token reads; an embedding that is not also the head
-            is looked up, not read.
-        expert_nbytes: One routed expert in its slot; 0 for a dense model.
-    """
-
-    config: ModelConfig
-    fixed_nbytes: int
-    fixed_read_nbytes: int
-    expert_nbytes: int
-
-    @property
-    def num_experts(self) -> int:
-        """Routed experts of all layers."""
-        return len(self.config.moe_layers) * self.config.num_experts
-
-    @property
-    def num_chosen(self) -> int:
-        """Routed experts that one token uses in all layers."""
-        return len(self.config.moe_layers) * self.config.num_experts_per_tok
-
-
-def model_sizes(config: ModelConfig, slots: Iterable[Slot], formats: Formats) -> ModelSizes:
-    """The bytes of a model from its tensors' slots, none of which is read.
-
-    Args:
-        config: Its shape.
-        slots: Of every tensor that it has; of an optional one only if it is there.
-        formats: How weights are held.
-
-    Raises:
-        UsageError: If the model's shape does not suit the format.
-    """
-    fixed, embedding, expert = 0, 0, 0
-    has_head = False
-    first_expert = (config.moe_layers[0], 0) if config.moe_layers else None
-    for slot in slots:
-        shape = slot.shape
-        if isinstance(slot, Routed):
-            if (slot.layer_idx, slot.expert_idx) == first_expert:
-                expert += _nbytes(formats.linear, shape, SLOT_ALIGNMENT)
-            continue
-        if slot.role == "linear":
-            fixed += _nbytes(formats.linear, shape)
-        elif slot.role == "embedding":
-            fixed += _nbytes(formats.embedding, shape)
-            if slot.target == "embed_tokens":
-                embedding = _nbytes(formats.embedding, shape)
-            has_head |= slot.target == "lm_head"
-        else:
-            fixed += 4 * math.prod(shape)
-    return ModelSizes(config, fixed, fixed - (embedding if has_head else 0), expert)
-
-
-def _nbytes(weight_format: Format, shape: tuple[int, ...], alignment: int = 1) -> int:
-    rows, cols = shape
-    try:
-        specs = weight_format.part_specs((rows, cols)).values()
-    except QuantError as exc:
-        raise UsageError(str(exc)) from exc
-    return sum(-(-spec.nbytes // alignment) * alignment for spec in specs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +78,8 @@ class MemoryPlan:
         places: Where experts may live, fastest first.
         context_length: Tokens whose KV cache is among the items.
         longest_context: What it may grow to while experts leave the GPU for RAM.
+        num_staged: Experts of a layer that a prompt brings to the GPU ahead of time; their slots
+            are among the items.
     """
 
     sizes: ModelSizes
@@ -162,6 +90,7 @@ class MemoryPlan:
     places: tuple[TierName, ...] = field(default=("RAM",))
     context_length: int = 0
     longest_context: int = 0
+    num_staged: int = 0
 
     @property
     def grows(self) -> bool:

@@ -6,10 +6,10 @@ import torch
 from erniechat.errors import MemoryLimitError
 from erniechat.fit import expert_places, num_tail_slots
 from erniechat.loader import _residency
-from erniechat.memory_plan import Budget, Needs, model_sizes, plan_memory
+from erniechat.memory_plan import Budget, Needs, plan_memory
 from erniechat.model.conversion import Formats
-from erniechat.model.expert_assembly import NUM_STAGED
 from erniechat.model.families import FAMILIES
+from erniechat.model_sizes import model_sizes
 from erniechat.options import LoadOptions
 from quant.copy import MemoryWeights, QuantizedCopy
 from quant.formats import FORMATS
@@ -91,12 +91,8 @@ def test_without_a_copy_the_least_that_holds_all_is_named():
 
 def test_options_say_who_runs_experts():
     memory = plan(864, 864)
-    options = LoadOptions(cpu_share=0.5, prompt_cpu_share=0.25, stage=False)
+    options = LoadOptions(cpu_share=0.5, prompt_cpu_share=0.25)
     places = expert_places(memory, options)
-    assert (places.cpu_share, places.prompt_cpu_share, places.num_staged) == (0.5, 0.25, 0)
+    assert (places.cpu_share, places.prompt_cpu_share) == (0.5, 0.25)
     default = expert_places(memory, LoadOptions())
-    assert (default.cpu_share, default.prompt_cpu_share, default.num_staged) == (
-        None,
-        None,
-        NUM_STAGED,
-    )
+    assert (default.cpu_share, default.prompt_cpu_share) == (None, None)

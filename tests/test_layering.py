@@ -47,6 +47,7 @@ RANKS = (
             "erniechat.doctor",
             "erniechat.machine",
             "erniechat.memory_plan",
+            "erniechat.model_sizes",
             "erniechat.plan_text",
             "erniechat.profiles",
             "erniechat.model_text",

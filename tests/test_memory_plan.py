@@ -12,13 +12,12 @@ from erniechat.fit import Machine, budget, expert_places, fit
 from erniechat.memory_plan import (
     Budget,
     Item,
-    ModelSizes,
     Needs,
     Speeds,
-    model_sizes,
     plan_memory,
 )
 from erniechat.model.families import FAMILIES
+from erniechat.model_sizes import ModelSizes, model_sizes
 from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, plan_facts
 from erniechat.planning import choose_formats
@@ -249,7 +248,32 @@ def test_where_ram_is_full_the_whole_context_is_planned():
     taken = plan_21b(6).nbytes("RAM") / GIB
     plan = plan_21b(6, taken + 256 / 1024 - 0.5)
     assert plan.context_length == plan.longest_context == 32_768
-    assert plan.num_experts("disk") in (224, 225)  # for 24,576 tokens, as with --ctx
+    # 24,576 tokens are 224.9 experts, as with --ctx; without staging there are 32 slots more.
+    assert plan.num_experts("disk") in (192, 193)
+
+
+def slots_of(plan) -> int:
+    (item,) = [item for item in plan.items["GPU"] if item.name == "slots for moving experts"]
+    assert item.nbytes % EXPERT == 0
+    return item.nbytes // EXPERT
+
+
+def test_slots_for_staging_are_planned_only_where_prompts_stage():
+    staged, unstaged = plan_21b(6), plan_21b(6, stage=False)
+    assert (slots_of(staged), slots_of(unstaged)) == (33, 1)
+    assert unstaged.num_experts("GPU") == staged.num_experts("GPU") + 32
+    on_disk = plan_21b(6, 3)  # prompts go layer by layer there
+    assert on_disk.num_experts("disk") > 0
+    assert slots_of(on_disk) == 1
+    places = [expert_places(plan, LoadOptions()) for plan in (staged, unstaged, on_disk)]
+    assert [found.num_staged for found in places] == [16, 0, 0]
+
+
+def test_a_gpu_too_small_for_staging_does_without():
+    plan = plan_21b(6, longest=None)
+    gib = (plan.nbytes("GPU") - (plan.num_experts("GPU") + 10) * EXPERT) / GIB
+    small = plan_21b(gib, longest=None)
+    assert (slots_of(small), small.num_experts("GPU")) == (1, 22)
 
 
 def test_experts_that_leave_may_join_those_on_disk():

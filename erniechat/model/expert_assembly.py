@@ -32,9 +32,16 @@ from quant.tensor import QuantTensor
 from quant.upload import Uploader
 
 NUM_STAGED = 16  # experts of a layer that a prompt brings to the GPU ahead of time
-FREE_SLOTS = 2 * NUM_STAGED + 1  # that a pool needs beside its experts if some live elsewhere
 
 RowShares = Callable[[int], Mapping[int, float]]  # by how many experts are in RAM
+
+
+def free_slots(num_staged: int) -> int:
+    """Slots that a pool needs beside its experts if some live elsewhere.
+
+    One for exchanges, and two layers in turn stage so many.
+    """
+    return 1 + 2 * num_staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ def pooled_experts(
     elsewhere = {*places.ram, *places.disk}
     num_shared_slots = num_shared * len(config.moe_layers)
     num_slots = num_shared_slots + config.num_experts * len(config.moe_layers) - len(elsewhere)
-    num_free = FREE_SLOTS if places.has_tiers else 0
+    num_free = free_slots(places.num_staged) if places.has_tiers else 0
     example = expert_of(weights, config.moe_layers[0], 0)
     shape = (2, config.num_hidden_layers, config.num_key_value_heads)
     cache_nbytes = math.prod(shape) * config.head_dim * dtype.itemsize * places.cache_tokens

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from erniechat.generation.generate import PREFILL_CHUNK
-from erniechat.memory_plan import model_sizes
 from erniechat.model.assembly import assemble
 from erniechat.model.config import ModelConfig
 from erniechat.model.disk_assembly import Residency
 from erniechat.model.families import FAMILIES
 from erniechat.model.synthetic import random_weights, with_layers
+from erniechat.model_sizes import model_sizes
 from erniechat.options import LoadOptions
 from erniechat.planning import choose_formats
 from quant.copy import QuantizedCopy
