@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +20,7 @@ from erniechat.errors import UsageError
 from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
 from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, version_line
 from erniechat.ui.failure import closed_stream, report_failure, silence
+from erniechat.ui.inputs import has_stray_bytes
 from erniechat.ui.process import imports_that_stay
 from erniechat.ui.settings import Layer, Settings, environment_layer, merge_layers
 from erniechat.ui.signals import Interrupted, signals_raise
@@ -118,7 +120,7 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
         argv: Arguments; those of the process if None.
         services: Stand-ins for the engine, for tests.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = _arguments() if argv is None else list(argv)
     terminal = Terminal(sys.stdin, _stdout(), sys.stderr or closed_stream(is_error=False))
     terminal.configure(DisplayOptions(), os.environ)
     try:
@@ -136,6 +138,15 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
             silence(terminal.stdout)
             return HUNG_UP
         return report_failure(exc, terminal, form=_form(argv), debug=_debug())
+
+
+def _arguments() -> list[str]:
+    """Those of the process, as UTF-8 where the locale's encoding does not know what is typed."""
+    words = sys.argv[1:]
+    for index, word in enumerate(words):
+        with suppress(UnicodeDecodeError):
+            words[index] = os.fsencode(word).decode() if has_stray_bytes(word) else word
+    return words
 
 
 def _is_hang_up(exc: Exception, terminal: Terminal) -> bool:

@@ -192,6 +192,18 @@ def test_stdin_comes_first_then_a_blank_line_then_the_text():
     assert run("plain", "--dry-run", "-p", "-", stdin=b"a\n").stdout.startswith(b"<user> a </user>")
 
 
+def test_arguments_are_utf8_whatever_the_locale_and_refused_where_they_are_no_text():
+    c_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run("plain", "--dry-run", "-p", "12 × 13 你好", PYTHONIOENCODING="utf-8", **c_locale)
+    assert "<user> 12 × 13 你好 </user>".encode() in done.stdout
+    bad = "caf\udce9 is?"  # the byte 0xe9, as a Latin-1 terminal sends it
+    done = run("plain", "-p", bad, *MODEL)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"error: the prompt is not UTF-8 text: byte 0xe9 at offset 3\n"
+    done = run("plain", "-p", "x", "--system", bad, *MODEL)
+    assert b"the system prompt is not UTF-8 text: byte 0xe9 at offset 3" in done.stderr
+
+
 def test_stdin_that_is_not_text_is_refused_with_the_offset():
     done = run("plain", "-p", "x", *MODEL, stdin=b"abc\xff\xfe")
     assert (done.returncode, done.stdout) == (2, b"")

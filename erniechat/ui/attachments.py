@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from erniechat.errors import UsageError
@@ -40,9 +41,23 @@ def expand(text: str) -> tuple[str, list[tuple[str, str]]]:
     return text, files
 
 
-def attached_text(text: str) -> str:
-    """All that the files named in a message would bring; empty where they cannot be read."""
+def files_price(
+    text: str, count_tokens: Callable[[str], int], known: dict[tuple[object, ...], int]
+) -> int:
+    """Tokens of the files named in a message; 0 where they cannot be read.
+
+    Args:
+        text: The message, at each key that is typed.
+        count_tokens: Counts a text.
+        known: The last price; a file is read again once it has changed.
+    """
     try:
-        return "\n\n".join(body for _, body in expand(text)[1])
-    except UsageError:
-        return ""
+        stats = [(name, Path(name).expanduser().stat()) for name in named_paths(text)]
+        key = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        if key not in known:
+            bodies = [body for _, body in expand(text)[1]]
+            known.clear()
+            known[key] = count_tokens("\n\n".join(bodies)) if bodies else 0
+    except (OSError, UsageError):
+        return 0
+    return known[key]

@@ -12,6 +12,9 @@ NEAR = 0.75  # of difflib's ratio: "bnech" is bench, "explain" is not plan
 ELSEWHERE = {
     "chat": "erniechat alone chats",
     "run": "erniechat --model NAME",
+    "show": "erniechat plan MODEL",
+    "ps": "there is no server; erniechat cache ls lists what is kept",
+    "version": "erniechat --version",
     "serve": "there is no server; for scripts: erniechat -p TEXT --json",
     "pull": "erniechat --model NAME fetches what is missing",
     "download": "erniechat --model NAME fetches what is missing",

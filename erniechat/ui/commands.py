@@ -38,6 +38,9 @@ from erniechat.ui.turn_commands import (
     undo_command,
 )
 
+LEAVING_WORDS = ("exit", "quit", "bye")  # not sent to the model by mistake
+HELP_WORD = "?"
+
 KEYS = (
     ("Enter", 'send · new line: Alt-Enter, Ctrl-J, \\ Enter, """'),
     ("Esc, Ctrl-C", "stop an answer; it stays in the conversation"),
@@ -97,6 +100,14 @@ def literal(text: str) -> str:
     if text.startswith("//"):
         return text[1:]
     return text[1:] if text.startswith(" ") else text
+
+
+def as_line(text: str) -> str:
+    """The line that stands for a message, where the message itself would be a command."""
+    if text.startswith("//") or parse_line(text) is not None:
+        return "/" + text
+    is_word = text.strip() in (*LEAVING_WORDS, HELP_WORD)
+    return " " + text if is_word or text.startswith(" ") else text
 
 
 def find(word: str) -> Command | None:
@@ -252,7 +263,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "file", "PATH …", "put text files before the next message", file_command, (), (),
-        "Patterns such as *.py are allowed; @path in a message does the same.", True,
+        "Patterns such as *.py are allowed; @path in a message does the same. A single - takes "
+        "away what was put there.", True,
     ),
     Command(
         "raw", "", "the last answer as the model wrote it", raw_command, (), (),

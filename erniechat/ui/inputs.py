@@ -81,6 +81,26 @@ def decode(
     return text
 
 
+def has_stray_bytes(text: str) -> bool:
+    """Whether an argument has bytes that are no text; Python keeps them as half surrogate pairs."""
+    return any("\udc80" <= char <= "\udcff" for char in text)
+
+
+def check_argument(text: str, name: str) -> str:
+    """The text of an argument.
+
+    Args:
+        text: The argument.
+        name: What the message calls it.
+
+    Raises:
+        UsageError: If it has bytes that are no text.
+    """
+    if has_stray_bytes(text):
+        decode(text.encode("utf-8", "surrogateescape"), name)
+    return text
+
+
 def join_prompt(stdin: str, prompt: str | None, text: str) -> str:
     """One prompt from stdin, -p and positional text, in this order, a blank line between.
 
@@ -89,6 +109,7 @@ def join_prompt(stdin: str, prompt: str | None, text: str) -> str:
     """
     parts = [stdin.rstrip("\n"), "" if prompt in (None, "-") else prompt or "", text]
     joined = "\n\n".join(part for part in parts if part.strip())
+    check_argument("".join(parts[1:]), "the prompt")
     if not joined:
         raise UsageError("the prompt is empty", 'give -p "TEXT" or pipe text into stdin')
     return joined
@@ -109,5 +130,5 @@ def read_system(value: str | None) -> str | None:
         UsageError: If the file cannot be read as UTF-8.
     """
     if value is None or not value.startswith("@"):
-        return value
+        return value and check_argument(value, "the system prompt")
     return _read_file(value[1:], "the system prompt").rstrip("\n")

@@ -54,6 +54,8 @@ def make_fit(session: Session, turn: Turn, prompt: Prompt, summarise: Summarise)
     chosen = prompt.choose(len(choices), "Esc edits the message")
     if chosen is None:
         session.give_back(turn)
+        if session.attached:
+            session.screen.note("its files come along again; /file - takes them away")
         return False
     choices[chosen - 1].act()
     return make_fit(session, turn, prompt, summarise)

@@ -12,7 +12,14 @@ from erniechat.errors import ErnieChatError
 from erniechat.ui.answering import POLL_SECONDS, Answerer
 from erniechat.ui.attachments import expand
 from erniechat.ui.bindings import unquoted
-from erniechat.ui.commands import literal, parse_line, run_command
+from erniechat.ui.commands import (
+    HELP_WORD,
+    LEAVING_WORDS,
+    as_line,
+    literal,
+    parse_line,
+    run_command,
+)
 from erniechat.ui.compacting import compact, show
 from erniechat.ui.inputs import read_system
 from erniechat.ui.keys import KeyWatch
@@ -30,8 +37,6 @@ from erniechat.ui.terminal import Terminal
 from erniechat.ui.text import count, exchanges
 from erniechat.ui.tool_commands import ToolCommand
 from erniechat.ui.worker import Task, Worker
-
-LEAVING_WORDS = ("exit", "quit", "bye")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +237,7 @@ class Repl:
         try:
             if session.next_turn is None:
                 draft, session.draft = session.draft, ""
-                text = self._prompt.ask(draft)
+                text = self._prompt.ask(as_line(draft))
                 if not text.strip():
                     return
                 self._obey_or_send(text)
@@ -245,7 +250,7 @@ class Repl:
             self._screen.line()
 
     def _obey_or_send(self, text: str) -> None:
-        command = ("help", "") if text.strip() == "?" else parse_line(text)
+        command = ("help", "") if text.rstrip() == HELP_WORD else parse_line(text)
         if command is None and text.strip() in LEAVING_WORDS and not text.startswith(" "):
             word = text.strip()
             self._screen.note(f'Ctrl-D or /exit leaves; " {word}" with a blank before it sends it')

@@ -1,8 +1,9 @@
 """What the REPL prints: lines and tables through rich, one live line, streamed text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -10,7 +11,7 @@ from erniechat.ui.live import LiveArea
 from erniechat.ui.log import Log
 from erniechat.ui.markdown.render import Look
 from erniechat.ui.terminal import LiveLine, Terminal, is_utf8
-from erniechat.ui.text import one_line, visible
+from erniechat.ui.text import display_width, one_line, visible
 from erniechat.ui.wrap import StreamWrap
 
 
@@ -110,12 +111,29 @@ def make_screen(terminal: Terminal) -> Screen:
     return Screen(console, live, terminal.moves_cursor, terminal.quiet, terminal.log)
 
 
-def plain_table(*headers: str, right: tuple[int, ...] = ()) -> Table:
-    """A table without lines: columns two blanks apart, the header dim."""
+def columns_that_fit(rows: Sequence[Sequence[str]], width: int, least: int = 2) -> int:
+    """How many columns from the left fit whole into a width, two blanks between; at least so many.
+
+    A narrow terminal gets the first columns instead of all of them cut.
+    """
+    widest = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    shown = len(widest)
+    while shown > least and sum(widest[:shown]) + 2 * (shown - 1) > width:
+        shown -= 1
+    return shown
+
+
+def plain_table(*headers: str, right: tuple[int, ...] = (), whole: tuple[int, ...] = ()) -> Table:
+    """A table without lines: columns two blanks apart, the header dim.
+
+    Args:
+        headers: Of the columns.
+        right: Columns of numbers, at the right.
+        whole: Other columns that are not broken where it is narrow.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.show_header = bool(headers)
     for number, header in enumerate(headers):
-        table.add_column(
-            header, justify="right" if number in right else "left", no_wrap=number in right
-        )
+        justify: JustifyMethod = "right" if number in right else "left"
+        table.add_column(header, justify=justify, no_wrap=number in (*right, *whole))
     return table

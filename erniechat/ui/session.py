@@ -49,6 +49,7 @@ class Session:
         messages: All that was said; the newest of the summaries is read in place of the first.
         last: The newest reply, kept for /thoughts and /stats.
         attached: Files that the next message brings along.
+        file_prices: What the files named in the prompt cost, for the toolbar.
         draft: Text that the next prompt starts with.
         next_turn: To be answered at once instead of prompting.
         exit_status: Set once the chat is to end.
@@ -67,6 +68,7 @@ class Session:
     totals: Totals = field(default_factory=Totals)
     last: ReplyRecord | None = None
     attached: list[str] = field(default_factory=list)
+    file_prices: dict[tuple[object, ...], int] = field(default_factory=dict)
     draft: str = ""
     next_turn: Turn | None = None
     exit_status: int | None = None

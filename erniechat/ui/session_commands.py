@@ -22,6 +22,7 @@ def reset_command(session: Session, argument: str) -> None:
     """Start a new conversation; the old one stays saved."""
     name = session.id
     session.reset()
+    session.attached.clear()
     back = f" · back with /resume {name}" if name else ""
     session.screen.note(f"new conversation, same settings{back}")
 

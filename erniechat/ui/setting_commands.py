@@ -8,7 +8,7 @@ from erniechat.errors import UsageError
 from erniechat.options import OPTIONS
 from erniechat.ui.inputs import read_system
 from erniechat.ui.reply import trimmed
-from erniechat.ui.screen import plain_table
+from erniechat.ui.screen import columns_that_fit, plain_table
 from erniechat.ui.session import Session
 from erniechat.ui.settings import BUILT_IN
 from erniechat.ui.stats import context_text
@@ -149,21 +149,12 @@ def _show_settings(session: Session) -> None:
     live = [name for name, option in OPTIONS.items() if option.spec.live]
     rows = [(n, _value(session, n), _default(session, n), _source(session, n)) for n in live]
     headers = ("setting", "value", "default", "source")
-    # A narrow terminal gets the first columns whole instead of all of them cut.
-    shown = len(headers)
-    while shown > 2 and _width(rows, shown) > session.screen.width:
-        shown -= 1
+    shown = columns_that_fit([headers, *rows], session.screen.width)
     table = plain_table(*headers[:shown])
     for row in rows:
         table.add_row(*row[:shown])
     session.screen.show(table)
     session.screen.note("/set temperature 0.3 changes one · /set temperature default undoes it")
-
-
-def _width(rows: Sequence[Sequence[str]], num_columns: int) -> int:
-    """Columns of the terminal that a table of the first columns takes, two blanks between."""
-    widest = [max(len(row[index]) for row in rows) for index in range(num_columns)]
-    return sum(widest) + 2 * (num_columns - 1)
 
 
 def model_command(session: Session, argument: str) -> None:

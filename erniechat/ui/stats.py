@@ -5,28 +5,36 @@ from rich.text import Text
 
 from erniechat.backend import ExpertUse, ModelInfo
 from erniechat.events import TurnEnd
-from erniechat.ui.attachments import attached_text
+from erniechat.ui.attachments import files_price
 from erniechat.ui.reply import Totals
-from erniechat.ui.screen import plain_table
+from erniechat.ui.screen import columns_that_fit, plain_table
 from erniechat.ui.session import Session
 from erniechat.ui.text import count, gib, join_fitting, rate, seconds, short_count
+
+NOTE_WIDTH = 12  # columns below which the notes beside the numbers are left out
 
 
 def stats_tables(session: Session) -> list[Table]:
     """The page of /stats."""
-    table = plain_table("", "", "tokens", "time", "tok/s", "", right=(2, 3, 4))
+    headers = ("", "", "tokens", "time", "tok/s", "")
     end = session.last.end if session.last else None
+    rows: list[tuple[str, ...]] = []
     if end is not None:
-        _add_rows(table, "last", Totals(1, 0, end.usage, end.seconds), _stop_text(end))
-        table.add_row()
+        rows += _rows("last", Totals(1, 0, end.usage, end.seconds), _stop_text(end))
+        rows.append(("",) * len(headers))
     totals = session.totals
     replies = "1 answer" if totals.num_replies == 1 else f"{totals.num_replies} answers"
     stopped = f", {totals.num_stopped} stopped" if totals.num_stopped else ""
-    _add_rows(table, "all", totals, replies + stopped)
+    rows += _rows("all", totals, replies + stopped)
+    whole = [headers, *((*row[:-1], row[-1][:NOTE_WIDTH]) for row in rows)]
+    shown = columns_that_fit(whole, session.screen.width, least=3)
+    table = plain_table(*headers[:shown], right=(2, 3, 4), whole=(0, 1))
+    for row in rows:
+        table.add_row(*row[: min(shown, 5)], *(Text(note, "dim") for note in row[5:shown]))
     return [table, _facts(session, end)]
 
 
-def _add_rows(table: Table, name: str, totals: Totals, last_note: str) -> None:
+def _rows(name: str, totals: Totals, last_note: str) -> list[tuple[str, ...]]:
     """Reading, thinking and writing; thinking only where there was some."""
     usage, spent = totals.usage, totals.seconds
     cached = f"{count(usage.cached)} more from cache" if usage.cached else ""
@@ -34,9 +42,13 @@ def _add_rows(table: Table, name: str, totals: Totals, last_note: str) -> None:
     if usage.thinking:
         rows.append(("think", usage.thinking, spent.think, ""))
     rows.append(("write", usage.answer, spent.write, last_note))
-    for number, (phase, tokens, elapsed, note) in enumerate(rows):
-        row = (phase, count(tokens), seconds(elapsed), rate(tokens, elapsed), Text(note, "dim"))
-        table.add_row("" if number else name, *row)
+    return [
+        (
+            "" if number else name,
+            *(phase, count(tokens), seconds(elapsed), rate(tokens, elapsed), note),
+        )
+        for number, (phase, tokens, elapsed, note) in enumerate(rows)
+    ]
 
 
 def _stop_text(end: TurnEnd) -> str:
@@ -111,8 +123,9 @@ def toolbar_text(session: Session, width: int, typed: str = "") -> str:
         dropped = f" ({short_count(end.usage.thinking)} thoughts not kept)"
         context += dropped if len(context + dropped) < width else ""
     parts = [context]
-    if "@" in typed and (body := attached_text(typed)):
-        tokens = session.backend.count_tokens(body)
+    if "@" in typed and (
+        tokens := files_price(typed, session.backend.count_tokens, session.file_prices)
+    ):
         share = percent(tokens, info.context_length)
         parts.insert(0, f"+{count(tokens)} tok of files (ctx {share})")
     used = memory.gpu_nbytes or memory.host_nbytes

@@ -101,7 +101,9 @@ def rate(tokens: int, value: float) -> str:
 
 
 def gib(nbytes: int) -> str:
-    """Bytes in GiB, or MiB where that reads better: 11.6 GiB, 84 MiB."""
+    """Bytes in GiB, or what reads better: 11.6 GiB, 84 MiB, 20 KiB."""
+    if 0 < nbytes < 1 << 20:
+        return f"{-(-nbytes >> 10)} KiB"
     if nbytes < 1 << 30:
         return f"{nbytes / (1 << 20):.0f} MiB"
     return f"{nbytes / (1 << 30):.1f} GiB"

@@ -140,9 +140,14 @@ def copy_command(session: Session, argument: str) -> None:
 
 
 def file_command(session: Session, argument: str) -> None:
-    """Put text files before the next message; say what they cost."""
+    """Put text files before the next message; say what they cost. A single - takes them away."""
     if not argument:
         raise UsageError("/file takes a path", "/file notes.txt, or @notes.txt in a message")
+    if argument == "-":
+        num_files = len(session.attached)
+        session.attached.clear()
+        session.screen.note(f"taken away: {'1 file' if num_files == 1 else f'{num_files} files'}")
+        return
     found = [item for word in _paths(argument) for item in read_texts(word)]
     whole = session.backend.info.context_length
     for path, text in found:

@@ -17,6 +17,8 @@ from tests.ui.test_arguments import error_of
         (["--offline", "cache", "ls"], "cache comes first: erniechat cache ls …"),
         (["chat"], 'there is no command "chat": erniechat alone chats'),
         (["run", "baidu/X"], 'there is no command "run": erniechat --model NAME'),
+        (["version"], 'there is no command "version": erniechat --version'),
+        (["show", "baidu/X"], 'there is no command "show": erniechat plan MODEL'),
         (["quantize", "baidu/X"], 'there is no command "quantize": the first start quantizes'),
         (["help", "cahce"], 'there is no command "cahce"; did you mean erniechat help cache?'),
         (["help", "me"], 'there is no command "me"; erniechat help lists them'),

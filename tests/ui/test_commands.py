@@ -7,6 +7,8 @@ import pytest
 from prompt_toolkit.input import PipeInput
 
 from erniechat.chat.conversation import Message
+from erniechat.errors import MemoryLimitError
+from erniechat.ui.commands import as_line
 from erniechat.ui.stats import toolbar_text
 from tests.fakes import INFO, thinking, words
 from tests.ui.test_repl import Chat
@@ -141,3 +143,56 @@ def test_the_toolbar_counts_exactly_and_drops_from_the_right(keys: PipeInput):
     )
     assert toolbar_text(chat.session, 50) == "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB"
     assert toolbar_text(chat.session, 20) == "ctx 12/4.1k"
+
+
+def test_a_narrow_stats_page_keeps_the_names_of_its_rows(keys: PipeInput):
+    chat = Chat(keys, [[*thinking("Hm."), *words("Yes it is.")]], width=24)
+    _, _, page = chat.type("Q", "/stats").partition("tokens\n")
+    assert [line.split() for line in page.splitlines()[:7]] == [
+        ["last", "read", "4"],
+        ["think", "1"],
+        ["write", "3"],
+        [],
+        ["all", "read", "4"],
+        ["think", "1"],
+        ["write", "3"],
+    ]
+
+
+def test_the_price_of_files_is_counted_once_and_not_at_each_key(keys: PipeInput, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("one two three")
+    chat = Chat(keys, [])
+    counted: list[str] = []
+    count = chat.backend.count_tokens
+
+    def counting(text: str, *, raw: bool = False) -> int:
+        counted.append(text)
+        return count(text)
+
+    chat.backend.count_tokens = counting  # type: ignore[method-assign]  # to see it
+    for typed in ("@notes.txt", "@notes.txt s", "@notes.txt su"):
+        assert "tok of files (ctx < 1 %)" in toolbar_text(chat.session, 80, typed)
+    assert len(counted) == 1
+    (tmp_path / "notes.txt").write_text("one two three four")
+    toolbar_text(chat.session, 80, "@notes.txt sum")
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize(
+    "message", ["/etc/hosts says?", "//x", "exit", "?", " x", "plain", "/help"]
+)
+def test_a_message_that_comes_back_is_still_a_message(keys: PipeInput, message: str):
+    chat = Chat(keys, [[MemoryLimitError("no memory")], words("ok")])
+    line = as_line(message)
+    chat.type(line, "")  # Enter alone sends what came back
+    assert [asked.messages[-1].content for asked in chat.backend.asked] == [message, message]
+
+
+def test_files_that_were_put_before_the_next_message_can_be_taken_away(
+    keys: PipeInput, tmp_path: Path
+):
+    (tmp_path / "notes.txt").write_text("one two three")
+    chat = Chat(keys, [words("Yes.")])
+    out = chat.type("/file notes.txt", "/file -", "Q", "/file notes.txt", "/reset", "R")
+    assert "taken away: 1 file\n" in out
+    assert [asked.messages[-1].content for asked in chat.backend.asked] == ["Q", "R"]

@@ -77,7 +77,8 @@ def test_the_numbers_are_exact_and_nothing_is_sent(chat: Choosing) -> None:
 def test_without_a_choice_the_message_and_its_files_come_back(chat: Choosing, key: str) -> None:
     chat.choose(key, "1")
     chat.session.attached = ["file one"]
-    chat.type(LONG, "")  # Enter alone sends it again
+    out = chat.type(LONG, "")  # Enter alone sends it again
+    assert "its files come along again; /file - takes them away" in out
     assert sent(chat) == [["a1 a2", "b1 b2 b3", "c1", "d1 d2 d3 d4 d5 d6", f"file one\n\n{LONG}"]]
 
 

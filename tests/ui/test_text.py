@@ -27,6 +27,7 @@ def test_units():
         "0.4 s", "6.4 s", "99.9 s", "7 min 02 s",
     ]  # fmt: skip
     assert [text.gib(value) for value in (84 << 20, 3 << 29)] == ["84 MiB", "1.5 GiB"]
+    assert [text.gib(value) for value in (0, 1, 20_000)] == ["0 MiB", "1 KiB", "20 KiB"]
     assert [text.rate(302, 4.5), text.rate(1957, 0.9), text.rate(0, 0)] == ["67.1", "2,174", "–"]
 
 
