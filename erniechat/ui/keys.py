@@ -71,13 +71,19 @@ class RawKeys:
         self._sigint = _SigintFlag()
         self._kept: list[KeyPress] = []
         self._read_at = 0.0
+        self._due: list[Action] = []
 
     def __enter__(self) -> Self:
         """Take the terminal."""
         self._sigint.start()
         self._raw_mode = self._source.raw_mode()
         self._raw_mode.__enter__()
+        self._due = self._sort([_as_typed(key) for key in self._pending()])
         return self
+
+    def _pending(self) -> list[KeyPress]:
+        ready, _, _ = select.select([self._source.fileno()], [], [], 0)
+        return self._source.read_keys() if ready else []
 
     def __exit__(self, *exc: object) -> None:
         """Give it back, and the keys to the next prompt."""
@@ -93,6 +99,9 @@ class RawKeys:
         Raises:
             EOFError: If the terminal is gone.
         """
+        if self._due:
+            due, self._due = self._due, []
+            return due
         ready, _, _ = select.select([self._source.fileno()], [], [], timeout)
         if ready:
             keys = self._source.read_keys()
@@ -130,6 +139,11 @@ class RawKeys:
         os.kill(os.getpid(), signal.SIGTSTP)
         self._raw_mode = self._source.raw_mode()
         self._raw_mode.__enter__()
+
+
+def _as_typed(key: KeyPress) -> KeyPress:
+    """A key that came before the terminal was ours: there it made a newline of Enter."""
+    return KeyPress(Keys.ControlM, "\r") if key.key == Keys.ControlJ else key
 
 
 class QuietKeys:

@@ -95,6 +95,7 @@ class LinePrompt:
             complete_while_typing=False,
             history=stored,
             enable_history_search=True,
+            search_ignore_case=True,
             enable_open_in_editor=True,
             enable_suspend=True,
             reserve_space_for_menu=4,

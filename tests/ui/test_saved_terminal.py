@@ -53,7 +53,7 @@ def test_the_history_is_private_and_leaves_out_what_begins_with_a_blank(tmp_path
         ready(terminal)
         for text in ("first", " secret"):
             terminal.send(f"{text}\r")
-            terminal.wait("tok/s")
+            terminal.wait(rf"› {text}\n\n.*\n\n.* tok/s\n\n›")
             ready(terminal)
         terminal.send("\x04")
         assert terminal.end() == 0
@@ -61,6 +61,16 @@ def test_the_history_is_private_and_leaves_out_what_begins_with_a_blank(tmp_path
     assert history.stat().st_mode & 0o777 == 0o600
     assert "+first\n" in history.read_text()
     assert "secret" not in history.read_text()
+
+
+def test_ctrl_r_finds_a_message_whatever_its_case(tmp_path: Path):
+    with run("plain", tmp_path) as terminal:
+        ready(terminal)
+        terminal.send("What is it?\r")
+        terminal.wait("tok/s")
+        ready(terminal)
+        terminal.send("\x12what")
+        terminal.wait(r"tok/s\n\n› What is it\?")
 
 
 def test_the_price_of_a_file_is_shown_while_it_is_typed(tmp_path: Path):

@@ -244,3 +244,12 @@ def test_an_earlier_message_is_found_and_sent_again():
         run.send("\r")
         run.wait(lambda: run.text.count("tok/s") == 3)
         assert run.text.count("› hello one") == 2
+
+
+def test_what_is_typed_while_python_starts_is_sent_by_its_enter():
+    with erniechat("plain", *MODEL) as run:
+        run.send("What is it?\r")  # the terminal is not ours yet
+        run.wait(r"The answer is 42\.")
+        run.wait("ctx ")
+        run.send("\x04")
+        assert run.end() == 0
