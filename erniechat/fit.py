@@ -71,14 +71,15 @@ def budget(place: TierName, asked: str | None, memory: DeviceMemory, held_nbytes
         UsageError: If more is asked for than there is.
     """
     if asked is None:
-        return Budget(max(0, memory.free_nbytes + held_nbytes - _reserve(memory)))
+        most = max(0, memory.free_nbytes + held_nbytes - _reserve(memory))
+        return Budget(most, total_nbytes=memory.total_nbytes)
     nbytes = size_nbytes(asked, memory.total_nbytes)
     if nbytes is None or nbytes > memory.total_nbytes:
         raise UsageError(
             f"{FLAGS[place]} must be at most the {memory.total_nbytes / 2**30:.1f}GiB there are, "
             f'got "{asked}"'
         )
-    return Budget(nbytes, asked)
+    return Budget(nbytes, asked, memory.total_nbytes)
 
 
 def _reserve(memory: DeviceMemory) -> int:
@@ -144,8 +145,10 @@ def fit(
             return plan
         plan = tiered(context_length)
     except MemoryLimitError as exc:
-        if on_gpu is None or longest_context is None:
+        if on_gpu is None:
             raise
+        if longest_context is None:
+            planned(context_length, free)  # raises, and names a least that has these slots, too
         problem = exc
     if longest_context is not None:
         growing = tiered(min(context_length, PLANNED_CONTEXT))

@@ -234,12 +234,7 @@ def memory_plan(
     counts = None if profile is None else profile.counts
     context = context_length(options, plan.config)
     longest = plan.config.max_position_embeddings if _may_grow(plan, options) else None
-    try:
-        return fit(sizes, options, context, counts, machine or this_machine(plan.device), longest)
-    except MemoryLimitError as exc:
-        if plan.quant not in ("bf16", "int8"):
-            raise
-        raise MemoryLimitError(exc.message, f"{exc.hint}, or use --4bit") from exc
+    return fit(sizes, options, context, counts, machine or this_machine(plan.device), longest)
 
 
 def _may_grow(plan: Plan, options: LoadOptions) -> bool:
@@ -266,10 +261,9 @@ def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> 
         def fits(other: Plan, changed: LoadOptions) -> None:
             _check_places(memory_plan(other, changed), other, changed)
 
-        ways = what_fits(plan, options, fits)
-        if not ways:
-            raise
-        raise MemoryLimitError(exc.message, f"{exc.hint}; fits here: {', '.join(ways)}") from exc
+        ways = ", ".join(what_fits(plan, options, fits))
+        found = f"fits here: {ways}" if ways else "no smaller format and no shorter --ctx fits here"
+        raise MemoryLimitError(exc.message, f"{exc.hint}; {found}") from exc
     return places
 
 

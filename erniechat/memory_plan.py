@@ -27,10 +27,12 @@ class Budget:
     Attributes:
         nbytes: Everything that this process has there counts.
         asked: What the user gave, for instance ``6GiB``; empty if it is what was free.
+        total_nbytes: What there is of the memory, so that no more is advised.
     """
 
     nbytes: int
     asked: str = ""
+    total_nbytes: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +213,7 @@ def plan_memory(
         num_left -= min(room // max(sizes.expert_nbytes, 1), num_left)
         tiers.append(Tier("GPU", room))
     least = min(needs.least_ram_experts, num_left) if has_disk else num_left
-    hint = "" if has_disk else "leave out --no-copy"
-    room = _room("RAM", ram, items["RAM"], least * sizes.expert_nbytes, hint)
+    room = _room("RAM", ram, items["RAM"], least * sizes.expert_nbytes)
     tiers.append(Tier("RAM", room))
     if has_disk:
         tiers.append(Tier("disk", None))
@@ -225,9 +226,7 @@ def plan_memory(
     return MemoryPlan(sizes, budgets, items, placement, layers, places, tokens, tokens)
 
 
-def _room(
-    place: TierName, budget: Budget, items: Sequence[Item], least_nbytes: int, hint: str = ""
-) -> int:
+def _room(place: TierName, budget: Budget, items: Sequence[Item], least_nbytes: int) -> int:
     """Bytes that a budget leaves for experts.
 
     Raises:
@@ -239,11 +238,11 @@ def _room(
     told = " + ".join(f"{item.name} {shown_size(item.nbytes)}" for item in items)
     experts = f" + experts {shown_size(least_nbytes)}" if least_nbytes else ""
     least = least_size(taken + least_nbytes)
-    ways = [f"give {least} or more" if budget.asked else f"free some: {least} are needed"]
-    ways += ["use a smaller --ctx"] * any(item.name.startswith(KV_NAME) for item in items)
-    ways += [hint] * bool(hint)
+    way = f"give {least} or more" if budget.asked else f"free some: {least} are needed"
+    if taken + least_nbytes > budget.total_nbytes:
+        way = f"{least} are needed, and the machine has {shown_size(budget.total_nbytes)}"
     what = f"{FLAGS[place]} {budget.asked} is" if budget.asked else _free(place, budget)
-    raise MemoryLimitError(f"{what} too little for {told}{experts}", ", or ".join(ways))
+    raise MemoryLimitError(f"{what} too little for {told}{experts}", way)
 
 
 def _free(place: TierName, budget: Budget) -> str:

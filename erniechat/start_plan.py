@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from erniechat.errors import DiskLimitError, ErnieChatError, MemoryLimitError
 from erniechat.fetch_plan import Disk, FetchPlan, plan_fetch
 from erniechat.hub.feed import check_online, missing_nbytes
@@ -113,9 +115,22 @@ def what_fits(plan: Plan, options: LoadOptions, check: CheckMemory) -> list[str]
     Returns:
         Flags to add, each with what it then takes: ``--4bit (11.0 GiB)``.
     """
+    found = _fitting(plan, options, check, [])
+    if not found and plan.device.type != "cpu":
+        on_cpu = dataclasses.replace(plan, device=torch.device("cpu"))
+        beside = dataclasses.replace(options, device="cpu", gpu_memory=None)
+        found = _fitting(on_cpu, beside, check, ["--device", "cpu"])
+    return found
+
+
+def _fitting(
+    plan: Plan, options: LoadOptions, check: CheckMemory, first_flags: list[str]
+) -> list[str]:
+    """Of each format the gentlest change that fits, if any does."""
     found: list[str] = []
     for quant in (plan.quant, *SMALLER_FORMATS.get(plan.quant, ())):
-        for flags, changed in _changes(options, plan, quant):
+        for more, changed in _changes(options, plan, quant):
+            flags = first_flags + more
             if not flags:
                 continue
             try:
@@ -135,7 +150,7 @@ def what_fits(plan: Plan, options: LoadOptions, check: CheckMemory) -> list[str]
 def _changes(
     options: LoadOptions, plan: Plan, quant: str
 ) -> Iterator[tuple[list[str], LoadOptions]]:
-    """Ways to need less with a format: as it is, originals discarded, a shorter context."""
+    """Ways to need less with a format: as it is, originals discarded, a copy, a shorter context."""
     first = [] if quant == plan.quant else [FLAGS[quant]]
     longest = context_length(options, plan.config)
     contexts = [longest]
@@ -143,14 +158,16 @@ def _changes(
     while shorter >= SHORTEST_OFFERED_CTX:
         contexts += [shorter] * (shorter < longest)
         shorter //= 2
+    ways: list[tuple[list[str], LoadOptions]] = [([], options)]
+    if not options.copy:
+        ways.append((["--copy"], dataclasses.replace(options, copy=True)))
+    elif plan.hub is not None and not options.discard_originals:
+        discarding = dataclasses.replace(options, discard_originals=True)
+        ways.append((["--discard-originals"], discarding))
     for ctx in contexts:
-        for discards in {False: (False, True), True: (True,)}[options.discard_originals]:
-            if discards and not (plan.hub and options.copy):
-                continue
+        for more, kept in ways:
             flags = [*first, *(["--ctx", str(ctx)] if ctx != longest else [])]
-            flags += ["--discard-originals"] * (discards and not options.discard_originals)
-            changed = dataclasses.replace(options, quant=quant, ctx=ctx, discard_originals=discards)
-            yield flags, changed
+            yield flags + more, dataclasses.replace(kept, quant=quant, ctx=ctx)
 
 
 def start_plan(

@@ -126,8 +126,14 @@ def test_the_named_least_is_the_least():
     assert small_plan(least, 10**6).num_experts("GPU") == 0
     with pytest.raises(MemoryLimitError, match="driver 500 B"):
         small_plan(least - 1, 10**6)
-    with pytest.raises(MemoryLimitError, match="leave out --no-copy"):
+    with pytest.raises(MemoryLimitError, match=r"give \S+ or more$"):
         small_plan(None, least, has_disk=False)
+
+
+def test_no_more_is_advised_than_the_machine_has():
+    asked = budget("RAM", "10KiB", DeviceMemory(15_000, 20_000), 0)
+    with pytest.raises(MemoryLimitError, match=r"B are needed, and the machine has 19.5 KiB$"):
+        plan_memory(SMALL, NEEDS, None, gpu=None, ram=asked, has_disk=False)
 
 
 def test_speed_is_bytes_over_bandwidth_with_the_slower_side_deciding():

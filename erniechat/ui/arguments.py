@@ -235,6 +235,8 @@ def _check_contradictions(arguments: Arguments, known: argparse.Namespace) -> No
         "-c": known.newest,
         "--resume": known.resume is not None,
         "--dry-run": arguments.dry_run,
+        "--no-copy": arguments.flags.values.get("copy") is False,
+        "--discard-originals": arguments.flags.values.get("discard_originals") is True,
         "--json-schema": known.json_schema is not None,
         "--grammar": known.grammar is not None,
         "--regex": known.regex is not None,
@@ -242,7 +244,8 @@ def _check_contradictions(arguments: Arguments, known: argparse.Namespace) -> No
     pairs = """--raw --system, --raw --tools, --raw -c, --raw --resume, -p - --no-stdin,
         --json --jsonl, -c --resume, --chat --json, --chat --jsonl, --chat -p, --chat --dry-run,
         --chat --no-stdin, --json-schema --grammar, --json-schema --regex, --grammar --regex,
-        --tools --json-schema, --tools --grammar, --tools --regex, --jsonl --dry-run"""
+        --tools --json-schema, --tools --grammar, --tools --regex, --jsonl --dry-run,
+        --no-copy --discard-originals"""
     for pair in pairs.split(","):
         first, _, second = pair.strip().rpartition(" ")
         if given[first] and given[second]:
