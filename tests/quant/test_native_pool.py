@@ -87,6 +87,49 @@ def test_where_no_more_threads_can_be_had_fewer_do_the_work():
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout) < 64
 
+# Children of a process whose other threads are in native calls at that moment.
+FORKS = """
+import os, threading, time, warnings
+from quant.kernels.native import num_threads, set_num_threads
+
+warnings.simplefilter("ignore")  # forking beside threads is what is tested
+set_num_threads(2)
+is_over = threading.Event()
+
+def call():
+    while not is_over.is_set():
+        num_threads()
+
+threads = [threading.Thread(target=call) for _ in range(2)]
+for thread in threads:
+    thread.start()
+children = []
+for _ in range(20):
+    child = os.fork()
+    if not child:
+        os._exit(0 if num_threads() == 2 else 1)
+    children.append(child)
+is_over.set()
+deadline = time.monotonic() + 30
+while children and time.monotonic() < deadline:
+    done, status = os.waitpid(-1, os.WNOHANG)
+    if done:
+        assert status == 0
+        children.remove(done)
+    else:
+        time.sleep(0.01)
+for child in children:
+    os.kill(child, 9)
+print(len(children))
+"""
+
+
+def test_a_forked_child_waits_for_no_lock_of_a_thread_that_it_does_not_have():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
 
 @pytest.mark.timed
 def test_a_thread_that_gets_no_time_to_run_holds_nobody_up():

@@ -47,18 +47,20 @@ int64_t process_id() {
 }  // namespace
 
 // Never destroyed: its threads sleep until the process ends. A forked child has none of its
-// parent's threads, so it gets a pool of its own.
+// parent's threads, so it gets a pool of its own; and of its locks those that were held at that
+// moment for ever, so that a call takes none here.
 Pool& Pool::instance() {
   static std::mutex mutex;
-  static Pool* pool = nullptr;
-  static int64_t owner = -1;
+  static std::atomic<Pool*> current{nullptr};
+  const int64_t process = process_id();
+  Pool* pool = current.load();
+  if (pool && pool->owner_ == process) return *pool;
   std::lock_guard<std::mutex> lock(mutex);
-  if (owner != process_id()) {
-    const int num_threads = pool ? pool->num_threads() : 1;
-    pool = new Pool;
-    owner = process_id();
-    pool->set_num_threads(num_threads);
-  }
+  Pool* before = current.load();
+  if (before && before->owner_ == process) return *before;
+  pool = new Pool(process);
+  pool->set_num_threads(before ? before->num_threads() : 1);
+  current.store(pool);
   return *pool;
 }
 

@@ -38,11 +38,13 @@ class Pool {
   std::mutex& guard() { return guard_; }
 
  private:
+  explicit Pool(int64_t owner) : owner_(owner) {}
   void work(int thread);
   void drain(int thread);
   void announce();
   void wait_for_change(uint32_t seen, bool may_spin);
 
+  const int64_t owner_;  // the process whose threads these are
   std::mutex guard_, sleep_mutex_;
   std::condition_variable wake_;
   std::atomic<int> num_threads_{1}, num_started_{1};
