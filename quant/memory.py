@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]  # it ships no types
 import torch
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
-PROC_SELF = Path("/proc/self")
+from quant.cgroups import PROC_SELF, ROOT, group_folders, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class ProcessMemory:
     peak_rss_nbytes: int
 
 
-def host_memory(cgroup_root: Path = CGROUP_ROOT, proc_self: Path = PROC_SELF) -> DeviceMemory:
+def host_memory(cgroup_root: Path = ROOT, proc_self: Path = PROC_SELF) -> DeviceMemory:
     """The host's memory, or what the container or service around this process leaves of it.
 
     Cached files of a control group count as free, as they do for the whole machine: the kernel
@@ -98,7 +97,7 @@ def _peak_of_usage() -> int | None:
 
 
 def _peak_of_status(path: Path) -> int | None:
-    for line in _read(path).splitlines():
+    for line in read(path).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024  # the kernel writes KiB and calls them kB
     return None
@@ -106,42 +105,22 @@ def _peak_of_status(path: Path) -> int | None:
 
 def _cgroup_limits(cgroup_root: Path, proc_self: Path) -> Iterator[tuple[int, int]]:
     """Limit and bytes in use of every control group around this process that has a limit."""
-    for line in _read(proc_self / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            names = ("memory.max", "memory.high")
-            for folder in _folders_up(cgroup_root, path):
-                yield from _limits_of(folder, names, "memory.current", "")
-        elif "memory" in controllers.split(","):
-            for folder in _folders_up(cgroup_root / "memory", path):
-                yield from _limits_of(
-                    folder, ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"
-                )
-
-
-def _folders_up(root: Path, path: str) -> list[Path]:
-    """A group's folder and all around it; a container often sees only the root of its own."""
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    second, first = group_folders("memory", cgroup_root, proc_self)
+    for folder in second:
+        yield from _limits_of(folder, ("memory.max", "memory.high"), "memory.current", "")
+    for folder in first:
+        yield from _limits_of(folder, ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_")
 
 
 def _limits_of(
     folder: Path, limit_names: tuple[str, ...], usage_name: str, stat_prefix: str
 ) -> Iterator[tuple[int, int]]:
-    usage = _read(folder / usage_name).strip()
+    usage = read(folder / usage_name).strip()
     if not usage.isdigit():  # the root group has no such file
         return
-    stat = dict(line.split(" ", 1) for line in _read(folder / "memory.stat").splitlines())
+    stat = dict(line.split(" ", 1) for line in read(folder / "memory.stat").splitlines())
     cached = sum(int(stat.get(f"{stat_prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
     for name in limit_names:
-        limit = _read(folder / name).strip()
+        limit = read(folder / name).strip()
         if limit.isdigit():  # "max" means none
             yield int(limit), max(int(usage) - cached, 0)
-
-
-def _read(path: Path) -> str:
-    """The text of a kernel file; empty where there is none or it may not be read."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

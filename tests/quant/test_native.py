@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -484,21 +485,37 @@ def test_cores_are_counted_once_each_and_within_the_quota(tmp_path):
     assert threads.physical_cores({0, 1, 2, 3}, tmp_path) == 2
     assert threads.physical_cores({0, 2}, tmp_path) == 1
     assert threads.physical_cores({8, 9}, tmp_path) == 2  # the system does not tell
-    assert threads.quota_cores(tmp_path) == float("inf")
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert threads.quota_cores(tmp_path) == float("inf")
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert threads.quota_cores(tmp_path) == 1.5
     assert default_num_threads() >= 1
 
 
+def quota(folder: Path) -> float:
+    return threads.quota_cores(folder, folder)
+
+
+def test_the_least_quota_of_all_groups_around_a_process_counts(tmp_path):
+    (tmp_path / "cgroup").write_text("0::/work.slice/chat.service\n")
+    service = tmp_path / "work.slice" / "chat.service"
+    service.mkdir(parents=True)
+    assert quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").write_text("150000 100000\n")  # all that a container sees
+    assert quota(tmp_path) == 1.5
+    (service / "cpu.max").write_text("max 100000\n")
+    (service.parent / "cpu.max").write_text("50000 100000\n")
+    assert quota(tmp_path) == 0.5
+    (service.parent / "cpu.max").write_text("600000 100000\n")
+    assert quota(tmp_path) == 1.5
+
+
 def test_quota_of_the_older_cgroups(tmp_path):
+    (tmp_path / "cgroup").write_text("4:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n")
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert threads.quota_cores(tmp_path) == 4.0
+    assert quota(tmp_path) == 4.0
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert threads.quota_cores(tmp_path) == float("inf")
+    assert quota(tmp_path) == float("inf")
 
 
 def assert_same(actual: QuantTensor, expected: QuantTensor) -> None:

@@ -87,6 +87,7 @@ def test_where_no_more_threads_can_be_had_fewer_do_the_work():
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout) < 64
 
+
 # Children of a process whose other threads are in native calls at that moment.
 FORKS = """
 import os, threading, time, warnings

@@ -4,8 +4,9 @@ import math
 import os
 from pathlib import Path
 
+from quant.cgroups import PROC_SELF, ROOT, group_folders, read
+
 TOPOLOGY = Path("/sys/devices/system/cpu")
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def allowed_cpus() -> set[int]:
@@ -27,25 +28,20 @@ def physical_cores(cpus: set[int], topology: Path = TOPOLOGY) -> int:
     return len(cores)
 
 
-def _number(path: Path) -> float:
-    try:
-        return float(path.read_text())
-    except (OSError, ValueError):
-        return math.nan
-
-
-def quota_cores(cgroups: Path = CGROUPS) -> float:
-    """Cores that a container's quota allows; infinity without one."""
-    try:
-        quota, period = (cgroups / "cpu.max").read_text().split()  # version 2
-        if quota != "max":
-            return float(quota) / float(period)
-    except (OSError, ValueError):
-        quota_us = _number(cgroups / "cpu" / "cpu.cfs_quota_us")  # version 1, −1 for none
-        cores = quota_us / _number(cgroups / "cpu" / "cpu.cfs_period_us")
-        if cores > 0:
-            return cores
-    return math.inf
+def quota_cores(cgroups: Path = ROOT, proc_self: Path = PROC_SELF) -> float:
+    """Cores that the quotas of a container or a service allow; infinity without one."""
+    second, first = group_folders("cpu", cgroups, proc_self)
+    quotas = [read(folder / "cpu.max").split() for folder in second]
+    quotas += [
+        [read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        for folder in first
+    ]
+    cores = [
+        int(quota[0]) / int(quota[1])
+        for quota in quotas
+        if len(quota) == 2 and all(map(str.isdigit, quota))  # "max" and -1 mean none
+    ]
+    return min(cores, default=math.inf)
 
 
 def default_num_threads() -> int:
