@@ -148,7 +148,7 @@ def fit(
         if on_gpu is None:
             raise
         if longest_context is None:
-            planned(context_length, free)  # raises, and names a least that has these slots, too
+            tiered(context_length)  # raises, and names a least that has these slots, too
         problem = exc
     if longest_context is not None:
         growing = tiered(min(context_length, PLANNED_CONTEXT))
