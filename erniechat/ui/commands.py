@@ -178,7 +178,8 @@ def _tools(session: Session, argument: str) -> None:
         function = tool["function"]
         table.add_row(str(function["name"]), str(function.get("description", "")))
     session.screen.show(table)
-    session.screen.note("calls are shown, not run")
+    names = ", ".join(session.runnable)
+    session.screen.note(f"may be run: {names}" if names else "calls are shown, not run")
 
 
 def _image(session: Session, argument: str) -> None:

@@ -155,6 +155,7 @@ class Repl:
         self._screen = session.screen
         self._prompt = prompt
         self._consent = Consent(runners or {}, prompt, session.screen)
+        session.runnable = tuple(runners or {})
         self._answerer = Answerer(session, worker, prompt, debug=debug)
 
     def run(self, setup: ChatSetup | None = None) -> int:

@@ -43,6 +43,7 @@ class Session:
     """The state of one chat.
 
     Attributes:
+        runnable: Names of tools that may be run.
         raw: Texts are gone on from as they are, each by itself, without a chat template.
         saving: Whether the conversation is kept on disk.
         environ: The environment, for the editor and the clipboard.
@@ -59,6 +60,7 @@ class Session:
     settings: Settings
     screen: Screen
     tools: tuple[dict[str, Any], ...] = ()
+    runnable: tuple[str, ...] = ()
     raw: bool = False
     saving: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)

@@ -88,8 +88,10 @@ def fork_command(session: Session, argument: str) -> None:
     """Go on in a session of its own; the one until now stays as it is."""
     if not session.messages:
         raise UsageError("there is nothing to branch off yet")
-    if not session.saving:
-        raise UsageError("nothing is saved here", "start without --no-save")
+    if not session.id:
+        raise UsageError(
+            "nothing is saved here", "start without --no-save, where the disk can be written to"
+        )
     parent, draft = session.id, session.draft
     session.replace_conversation(list(session.messages), parent, list(session.summaries))
     session.draft = draft

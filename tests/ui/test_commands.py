@@ -196,3 +196,10 @@ def test_files_that_were_put_before_the_next_message_can_be_taken_away(
     out = chat.type("/file notes.txt", "/file -", "Q", "/file notes.txt", "/reset", "R")
     assert "taken away: 1 file\n" in out
     assert [asked.messages[-1].content for asked in chat.backend.asked] == ["Q", "R"]
+
+
+def test_the_tools_page_says_which_may_be_run(keys: PipeInput):
+    tool = {"type": "function", "function": {"name": "get_weather", "description": "Weather."}}
+    chat = Chat(keys, [], tools=(tool,))
+    chat.session.runnable = ("get_weather",)
+    assert "may be run: get_weather\n" in chat.type("/tools")

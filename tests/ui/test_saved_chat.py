@@ -134,6 +134,15 @@ def test_a_fork_leaves_the_first_as_it_is(keys: PipeInput):
     assert contents(find_session(second).messages) == ["Q", "One.", "R", "Two."]
 
 
+def test_a_fork_of_what_cannot_be_saved_is_refused(
+    keys: PipeInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    out = saving(keys, words("One.")).type("Q", "/fork")
+    assert "error: nothing is saved here; start without --no-save, where" in out
+
+
 def test_export_refuses_to_replace_and_load_reads_back(keys: PipeInput, tmp_path: Path):
     chat = saving(keys, words("One."), words("Two."))
     out = chat.type("Q", "/export json c.json", "/export json c.json", "/export md --force c.json",
