@@ -17,6 +17,7 @@ from erniechat.memory_plan import (
     Needs,
     TierName,
     plan_memory,
+    read_slot_nbytes,
 )
 from erniechat.model.config import ModelConfig
 from erniechat.model.expert_assembly import NUM_STAGED, ExpertPlaces, free_slots
@@ -33,6 +34,7 @@ MAX_RESERVE_SHARE = 0.05
 GPU_CONTEXT_NBYTES = 640 * MIB
 GPU_WORKSPACE_NBYTES = 256 * MIB
 PLANNED_CONTEXT = 8192  # tokens, of a context that may grow
+NUM_READ_SLOTS = 4  # times the experts of a token and layer: in RAM for those that leave for disk
 MOST_GROWTHS = 16  # each takes an expert's bytes of RAM more than what leaves; see HostPool
 
 
@@ -152,6 +154,8 @@ def fit(
         problem = exc
     if longest_context is not None:
         growing = tiered(min(context_length, PLANNED_CONTEXT))
+        if options.copy:
+            growing = max(growing, _with_read_slots(growing), key=reachable_context)
         longest = min(longest_context, reachable_context(growing))
         if longest >= context_length or problem:
             return dataclasses.replace(growing, longest_context=longest)
@@ -162,13 +166,26 @@ def _slots(sizes: ModelSizes, num_staged: int) -> Item:
     return Item("slots for moving experts", free_slots(num_staged) * sizes.expert_nbytes)
 
 
+def _with_read_slots(plan: MemoryPlan) -> MemoryPlan:
+    """A plan without experts on disk, with some RAM through which they may be read from there.
+
+    It takes what nobody needs, so that no expert is on disk before the context grows.
+    """
+    slot, chosen = read_slot_nbytes(plan.sizes), plan.sizes.config.num_experts_per_tok
+    count = min(NUM_READ_SLOTS * chosen, plan.left_nbytes("RAM") // slot)
+    if plan.num_experts("disk") or count < chosen:
+        return plan
+    items = (*plan.items["RAM"], Item("slots for experts from disk", count * slot))
+    return dataclasses.replace(plan, items={**plan.items, "RAM": items}, num_read_slots=count)
+
+
 def reachable_context(plan: MemoryPlan) -> int:
     """Tokens that a cache can grow to while experts leave the GPU for what the RAM has left.
 
-    Where some experts live on disk, those that leave may join them.
+    Where some experts live on disk or may some day, those that leave may join them.
     """
     room = plan.left_nbytes("RAM") // plan.sizes.expert_nbytes - MOST_GROWTHS
-    if plan.num_experts("disk"):
+    if plan.num_experts("disk") or plan.num_read_slots:
         room = plan.num_experts("GPU")
     leaving = min(plan.num_experts("GPU"), max(0, room))
     return plan.context_length + int(leaving / plan.leaving_per_token)
@@ -199,7 +216,7 @@ def num_tail_slots(plan: MemoryPlan) -> int:
     num_ram, num_disk = plan.num_experts("RAM"), plan.num_experts("disk")
     if not num_disk or not any(map(any, plan.counts.values())):
         return num_ram if num_disk else 0
-    return min(num_ram, max(4 * plan.sizes.config.num_experts_per_tok, 2 * num_disk))
+    return min(num_ram, max(NUM_READ_SLOTS * plan.sizes.config.num_experts_per_tok, 2 * num_disk))
 
 
 def expert_places(

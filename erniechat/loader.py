@@ -293,9 +293,12 @@ def _residency(
         MemoryLimitError: If some must stay on disk and no copy could be kept there.
     """
     num_disk, on_gpu = memory.num_experts("disk"), memory.fixed_place == "GPU"
-    if not num_disk:
-        return None
-    if not isinstance(weights, QuantizedCopy):
+    has_copy = isinstance(weights, QuantizedCopy)
+    policy = (memory.counts, options.adapt, options.read_ahead, options.stage)
+    if not num_disk:  # but some may leave for it
+        num_slots = memory.num_read_slots
+        return Residency(num_slots, (), *policy) if num_slots and has_copy else None
+    if not has_copy:
         needed = least_size(memory.nbytes("RAM") + memory.nbytes("disk"))
         raise MemoryLimitError(
             "the experts do not fit into RAM, and no quantized copy could be kept",
@@ -312,11 +315,4 @@ def _residency(
         f"{held}{count:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
         f"the others are read from the disk when they are chosen{hint}"
     )
-    return Residency(
-        num_slots,
-        first,
-        memory.counts,
-        options.adapt,
-        options.read_ahead,
-        options.stage,
-    )
+    return Residency(num_slots, first, *policy)

@@ -82,6 +82,8 @@ class MemoryPlan:
         longest_context: What it may grow to while experts leave the GPU for RAM.
         num_staged: Experts of a layer that a prompt brings to the GPU ahead of time; their slots
             are among the items.
+        num_read_slots: Slots in RAM, among the items, through which experts are read that leave
+            for the disk when the context grows; 0 where none will.
     """
 
     sizes: ModelSizes
@@ -93,6 +95,7 @@ class MemoryPlan:
     context_length: int = 0
     longest_context: int = 0
     num_staged: int = 0
+    num_read_slots: int = 0
 
     @property
     def grows(self) -> bool:
@@ -169,10 +172,14 @@ class Needs:
     least_ram_experts: int = 0
 
 
+def read_slot_nbytes(sizes: ModelSizes) -> int:
+    """What an expert takes that begins and ends at a block of the disk."""
+    return sum(-(-part // DISK_BLOCK) * DISK_BLOCK for part in (sizes.expert_nbytes, 1))
+
+
 def slots_in(nbytes: int, sizes: ModelSizes) -> int:
     """Experts that fit where each begins and ends at a block of the disk."""
-    slot = sum(-(-part // DISK_BLOCK) * DISK_BLOCK for part in (sizes.expert_nbytes, 1))
-    return max(sizes.config.num_experts_per_tok, nbytes // slot)
+    return max(sizes.config.num_experts_per_tok, nbytes // read_slot_nbytes(sizes))
 
 
 def plan_memory(

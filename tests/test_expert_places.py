@@ -1,5 +1,7 @@
 """From a memory plan to the places of experts: who is pinned, and who shares a cache."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from erniechat.fit import expert_places, num_tail_slots
 from erniechat.loader import _residency
 from erniechat.memory_plan import Budget, Needs, plan_memory
 from erniechat.model.conversion import Formats
+from erniechat.model.disk_assembly import Residency
 from erniechat.model.families import FAMILIES
 from erniechat.model_sizes import model_sizes
 from erniechat.options import LoadOptions
@@ -87,6 +90,14 @@ def test_a_token_always_finds_room():
 def test_without_a_copy_the_least_that_holds_all_is_named():
     with pytest.raises(MemoryLimitError, match="no quantized copy could be kept"):
         _residency(plan(864, 100), MemoryWeights(), LoadOptions(), print)
+
+
+def test_slots_for_those_who_may_leave_for_the_disk_begin_empty():
+    memory = dataclasses.replace(plan(864, 864), num_read_slots=24)
+    options = LoadOptions(adapt=False, stage=False)
+    residency = _residency(memory, NoCopy(), options, print)
+    assert residency == Residency(24, (), memory.counts, by_use=False, stage=False)
+    assert _residency(memory, MemoryWeights(), options, print) is None
 
 
 def test_options_say_who_runs_experts():

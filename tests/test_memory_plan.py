@@ -246,16 +246,32 @@ def test_it_grows_until_the_last_expert_has_left():
 def test_it_grows_only_as_far_as_ram_takes_experts():
     taken = plan_21b(6).nbytes("RAM") / GIB
     # 500 experts are 2.918 GiB; 16 of them are for the beginnings of what is pinned.
-    plan = plan_21b(6, taken + 256 / 1024 - 0.5 + 500.5 * EXPERT / GIB)
+    ram = taken + 256 / 1024 - 0.5 + 500.5 * EXPERT / GIB
+    plan = plan_21b(6, ram, copy=False)
     assert plan.longest_context == 8192 + int(484 * EXPERT / 57_344)
+    assert plan.num_read_slots == 0
+
+
+@pytest.mark.parametrize(("left", "num_slots"), [(500.5, 24), (24.1, 24), (9.5, 9), (6.1, 6)])
+def test_where_ram_takes_no_more_experts_leave_for_the_copy(left, num_slots):
+    """Through slots that are planned; until then nobody is on disk."""
+    taken = plan_21b(6).nbytes("RAM") / GIB
+    plan = plan_21b(6, taken + 256 / 1024 - 0.5 + left * EXPERT / GIB)
+    assert plan.context_length == 8192
+    assert plan.longest_context == 8192 + plan.num_experts("GPU") * EXPERT // 57_344
+    assert (plan.num_experts("disk"), plan.num_read_slots) == (0, num_slots)
+    assert plan.left_nbytes("RAM") < (left + 0.5 - num_slots) * EXPERT
+    assert "slots for experts from disk" in format_plan(plan)
+    assert expert_places(plan, LoadOptions()).ram_nbytes == plan.left_nbytes("RAM") >= 0
 
 
 def test_where_ram_is_full_the_whole_context_is_planned():
     taken = plan_21b(6).nbytes("RAM") / GIB
-    plan = plan_21b(6, taken + 256 / 1024 - 0.5)
+    plan = plan_21b(6, taken + 256 / 1024 - 0.5 + 5.9 * EXPERT / GIB)  # a token reads six
     assert plan.context_length == plan.longest_context == 32_768
-    # 24,576 tokens are 224.9 experts, as with --ctx; without staging there are 32 slots more.
-    assert plan.num_experts("disk") in (192, 193)
+    # 24,576 tokens are 224.9 experts, as with --ctx; without staging there are 32 slots more,
+    # and five fit into RAM.
+    assert plan.num_experts("disk") in (187, 188)
 
 
 def slots_of(plan) -> int:

@@ -80,6 +80,7 @@ class CapturedStep:
         self.step = step
         self.chunk = chunk
         self._server = store.server if isinstance(store, TieredExpertStore) else None
+        self._store = store if isinstance(store, TieredExpertStore) else None
         self._device = device
         self._graphs: dict[object, torch.cuda.CUDAGraph] = {}
         self._held = NOWHERE
@@ -122,8 +123,9 @@ class CapturedStep:
         self._held = (position + 1, address, capacity)
 
     def reads(self, num_tokens: int) -> bool:
-        """Whether `read` takes so many tokens: a prompt only if it reaches all experts."""
-        return num_tokens == 1 or (num_tokens > 0 and self.chunk is not None)
+        """Whether `read` takes so many tokens: a prompt only if it reaches all experts now."""
+        reaches_all = self._store is None or not self._store.has_unaddressable
+        return num_tokens == 1 or (num_tokens > 0 and self.chunk is not None and reaches_all)
 
     def read(self, input_ids: list[int], kv_cache: KVCache) -> Tensor:
         """Logits float32 ``[1, vocab_size]`` after tokens whose places the cache has made."""

@@ -198,10 +198,10 @@ def _fill(
 def _tail_of(
     config: ModelConfig, weights: WeightSource, places: ExpertPlaces, residency: Residency | None
 ) -> ExpertTail | None:
-    """The experts that are in no memory for good."""
-    if not places.disk:
-        return None
+    """The experts that are in no memory for good; perhaps none, as long as the cache is short."""
     disk = cached_experts(config, weights, NativeBackend(), residency)
+    if disk is None and not places.disk:
+        return None
     if disk is None:
         raise QuantError(
             f"{len(places.disk):,} experts fit into no memory, and there is no quantized copy to "

@@ -49,6 +49,11 @@ class ExpertTail:
         """Whether an expert is in the tail."""
         return key in self._keys
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody is in the tail."""
+        return not self._keys
+
     def is_near(self, key: ExpertKey) -> bool:
         """Whether an expert of the tail is in RAM."""
         return key in self._keys and key in self._disk

@@ -34,7 +34,8 @@ class TieredExpertStore(PooledExpertStore):
         num_shared: Shared experts of a layer.
         backend: Runs what the GPU can read.
         server: Runs what the GPU asks of the CPU, and holds the experts that have no slot.
-        tail: Has the experts without a slot, and runs them for prompts; None if there are none.
+        tail: Has the experts without a slot, and runs them for prompts; None if there never are
+            any.
         cpu_share: How many experts of a token and layer the CPU runs, by how many of them lie
             outside the GPU's memory: ``num_experts_per_tok + 1`` numbers, the first 0.
         row_shares: By the size of a prompt's chunk which share of a layer's experts in pinned
@@ -108,8 +109,8 @@ class TieredExpertStore(PooledExpertStore):
 
     @property
     def has_unaddressable(self) -> bool:
-        """Whether some experts are where the GPU cannot read."""
-        return self.tail is not None
+        """Whether some experts are where the GPU cannot read; that may change between tokens."""
+        return self.tail is not None and not self.tail.is_empty
 
     @property
     def nbytes(self) -> int:
@@ -182,7 +183,9 @@ class TieredExpertStore(PooledExpertStore):
             TierUse("bus", streamed, streamed * size),
             TierUse("RAM", on_cpu, on_cpu * size),
         )
-        return uses if tail is None else (*uses, TierUse("disk", tail.num_read, tail.nbytes_read))
+        if tail is None or (tail.is_empty and not tail.num_read):
+            return uses
+        return (*uses, TierUse("disk", tail.num_read, tail.nbytes_read))
 
     def swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
         """Exchange an expert in RAM with one of the GPU's. Waits for the device.
@@ -299,7 +302,7 @@ class TieredExpertStore(PooledExpertStore):
             QuantError: If the disk cannot be read.
         """
         far = self.slot_of[layer_idx][topk_ids] == NO_SLOT
-        if self.tail is None or not bool(far.any()):
+        if self.tail is None or self.tail.is_empty or not bool(far.any()):
             return super().forward(layer_idx, hidden_states, topk_ids, topk_weights)
         tokens, _ = far.nonzero(as_tuple=True)
         rows = hidden_states[tokens].cpu()

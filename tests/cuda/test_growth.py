@@ -7,9 +7,12 @@ from erniechat.generation.generate import Limits, decode
 from erniechat.generation.sampling import Sampler
 from erniechat.model import assembly
 from erniechat.model.conversion import Formats
+from erniechat.model.disk_assembly import Residency
 from erniechat.model.expert_assembly import ExpertPlaces
 from erniechat.model.families import FAMILIES
 from erniechat.model.synthetic import random_weights
+from quant.copy import QuantizedCopy
+from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
 from quant.experts import host_pool
 from quant.experts.placement import ExpertKey
@@ -37,8 +40,11 @@ def _small_steps(monkeypatch):
     monkeypatch.setattr("erniechat.model.lent_memory.LEAST_STEP", 5)
 
 
-def make(planned, num_hosted=4, cpu_share=0.0):
-    """A decoder of random weights whose cache has so many tokens' memory of its own."""
+def make(planned, num_hosted=4, cpu_share=0.0, folder=None):
+    """A decoder of random weights whose cache has so many tokens' memory of its own.
+
+    With a folder there is no RAM for experts that leave, and a copy there to read them from.
+    """
     backend = backend_for("nf4", DEVICE, "triton" if HAS_CUDA else "reference")
     formats = Formats(FORMATS["nf4"], FORMATS["int8"], backend, backend)
     weights = random_weights(CONFIG, FAMILIES["ernie4_5_moe"], formats)
@@ -47,10 +53,23 @@ def make(planned, num_hosted=4, cpu_share=0.0):
         cpu_share=cpu_share,
         prompt_cpu_share=cpu_share,
         cache_tokens=planned,
-        ram_nbytes=PLENTY,
+        ram_nbytes=0 if folder else PLENTY,
         ram_free=lambda: PLENTY,
     )
-    return assembly._assemble_pooled(CONFIG, weights, formats, DEVICE, torch.bfloat16, places, None)
+    residency = Residency(4) if folder else None
+    given = copied(weights, folder) if folder else weights
+    return assembly._assemble_pooled(
+        CONFIG, given, formats, DEVICE, torch.bfloat16, places, residency
+    )
+
+
+def copied(weights, folder):
+    """The same weights as a copy on disk."""
+    with CopyWriter(folder, {}) as writer:
+        for name in weights:
+            writer[name] = weights[name]
+        writer.finish()
+    return QuantizedCopy(folder)
 
 
 def launched(decoder, token_id, kv_cache):
@@ -110,6 +129,33 @@ def test_a_reply_that_grows_has_the_tokens_of_one_that_had_the_room():
     held = len(caches[0])
     assert held == len(caches[1]) == MOST - 1
     assert torch.equal(caches[0].data[:, :, :, :held], caches[1].data[:, :, :, :held])
+
+
+@needs_gpu
+def test_where_ram_is_full_experts_leave_for_the_disk_and_the_reply_goes_on(tmp_path):
+    growing, whole = make(8, folder=tmp_path / "copy"), make(MOST)
+    cache, other = growing.new_kv_cache(MOST), whole.new_kv_cache(MOST)
+    assert not growing.experts.has_unaddressable
+    text, expected = reply(growing, cache, 60), reply(whole, other, 60)
+    assert growing.experts.has_unaddressable
+    assert len(text) == len(expected) == 60
+    # The CPU runs who left, in 8-bit activations: the keys of the same tokens are close to equal.
+    pairs = enumerate(zip(text, expected, strict=True))
+    same = 40 + next((i for i, (token_id, other_id) in pairs if token_id != other_id), 59)
+    one, two = (c.data[:, :, :, :same].float() for c in (cache, other))
+    assert float((one - two).norm() / two.norm()) < 0.03
+    with torch.inference_mode():  # a prompt, layer by layer now
+        cache.forget_from(40)
+        other.forget_from(40)
+        ids = list(range(20, 50))
+        found, known = growing.forward(ids, cache), whole.forward(ids, other)
+    assert float((found - known).norm() / known.norm()) < 0.05
+    cache.forget_from(0)
+    cache.shrink(1)
+    assert not growing.experts.has_unaddressable
+    assert growing.step.reads(20)
+    for decoder in (growing, whole):
+        decoder.experts.close()
 
 
 @needs_gpu

@@ -9,6 +9,7 @@ from erniechat.model import device_step
 from erniechat.model.device_step import CapturedStep
 from erniechat.model.kv_cache import KVCache
 from quant.errors import QuantError
+from quant.experts.tiered import TieredExpertStore
 
 CPU = torch.device("cpu")
 VOCAB = 7
@@ -70,6 +71,17 @@ def read(captured: CapturedStep, cache: KVCache, token_id: int) -> None:
 
 def held(cache: KVCache) -> list[float]:
     return cache.data[0, 0, 0, : len(cache), 0].tolist()
+
+
+def test_a_prompt_is_captured_only_while_no_expert_is_on_disk():
+    store = object.__new__(TieredExpertStore)
+    store.server, store.tail = Server(), SimpleNamespace(is_empty=True)
+    captured = CapturedStep(None, SimpleNamespace(), CPU, store)
+    assert [captured.reads(n) for n in (0, 1, 2)] == [False, True, True]
+    store.tail.is_empty = False
+    assert [captured.reads(n) for n in (0, 1, 2)] == [False, True, False]
+    store.tail = None
+    assert captured.reads(2)
 
 
 def test_tokens_follow_each_other(made):

@@ -145,6 +145,31 @@ def test_experts_that_leave_for_a_cache_join_those_on_disk_and_return(copy, form
     store.close()
 
 
+def test_where_ram_is_full_those_who_leave_begin_a_tier_on_disk(copy, formats):
+    places = ExpertPlaces(KEYS[2:4], (), figures=known(), cache_tokens=4, num_staged=0)
+    store = build(copy, formats, places, Residency(3))
+    before, total = store.resident, store.num_usable
+    lender = SlotLender(store, 0, lambda: 1 << 40)  # there is no RAM for any of them
+    assert not store.has_unaddressable
+    assert "disk" not in {use.name for use in store.uses}
+    assert lender.least_slots == 3  # shared ones, and the spare
+    assert lender.lend(total - 5) == 5
+    assert store.has_unaddressable
+    gone = sorted(before - store.resident)
+    for number, key in enumerate(gone, 1):
+        vector = torch.randn(CONFIG.hidden_size)
+        found = ask(store.server, number, [key.expert_idx], [1.0], vector, key.layer_idx)
+        expected = NativeBackend().routed_experts(
+            vector[None], torch.tensor([[0]]), torch.ones(1, 1), [expert_of(copy, *key)]
+        )
+        assert torch.equal(found, expected[0])
+    assert {use.name: use.experts_run for use in store.uses}["disk"] == 5
+    lender.hits = lambda key: float(key in before)
+    assert lender.take_back(total) == 5
+    assert (store.resident, store.has_unaddressable) == (before, False)
+    store.close()
+
+
 def test_without_a_copy_there_is_nothing_to_read_from(copy, formats):
     weights = random_weights(CONFIG, FAMILY, formats)
     with pytest.raises(QuantError, match="14 experts fit into no memory"):
