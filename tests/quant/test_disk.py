@@ -1,8 +1,10 @@
 """Experts on disk with a cache in RAM: the results of resident ones, whoever is in the cache."""
 
 import os
+import re
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -322,6 +324,23 @@ def test_a_slot_is_not_lost_where_no_thread_can_be_had(copy, monkeypatch):
         assert torch.equal(codes_of(cache.take(ExpertKey(1, expert))), codes)
     with pytest.raises(QuantError, match="all 2 slots"):
         cache.fetch(ExpertKey(1, 3))
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="there are no large pages"
+)
+def test_slots_lie_in_large_pages_that_take_place_when_they_are_written_to(copy):
+    cache = ExpertCache(copy.path, stored(copy), 24)
+    key = ExpertKey(1, 0)
+    cache.fetch(key)
+    address = codes_of(cache.take(key)).data_ptr()
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    for before, flags in pairwise(maps):
+        span = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ", before, re.MULTILINE)[-1]
+        if int(span[0], 16) <= address < int(span[1], 16):
+            assert "hg" in flags.split("\n")[0].split()
+            return
+    raise AssertionError("the expert is nowhere")
 
 
 def test_an_interrupt_while_a_slot_is_given_up_loses_nothing(copy, monkeypatch):
