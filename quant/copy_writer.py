@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,18 +24,13 @@ from typing import Any
 
 from torch import Tensor
 
-from quant.copy import (
-    ALIGNMENT,
-    Weight,
-    is_entry,
-    part_bytes,
-    weight_parts,
-)
+from quant.copy import Weight, part_bytes, weight_parts
+from quant.copy_index import ALIGNMENT
+from quant.copy_journal import JOURNAL_FILE, Syncer, append_line, read_journal, write_all
 from quant.copy_names import COPY_VERSION, DATA_FILE, INDEX_FILE
 from quant.file_lock import try_lock
 from quant.tensor import QuantTensor
 
-JOURNAL_FILE = "journal"
 POLL_SECONDS = 0.2
 SUMMED_BESIDE_NBYTES = 1 << 20  # a checksum takes a third of the time of writing
 
@@ -82,7 +76,7 @@ class CopyWriter:
         except FileNotFoundError:
             self._journal = (self._temporary / JOURNAL_FILE).open("x+b", buffering=0)
         self._go_on()
-        self._syncer = _Syncer(self._file, self._journal)
+        self._syncer = Syncer(self._file, self._journal)
         self._summing = ThreadPoolExecutor(1, "copy-checksum")
 
     def __enter__(self) -> "CopyWriter":
@@ -116,7 +110,7 @@ class CopyWriter:
     def _go_on(self) -> None:
         """Take over what an earlier writer has left, as far as it is sound."""
         size = self._file.seek(0, os.SEEK_END)
-        lines = _read_journal(self._journal, size)
+        lines = read_journal(self._journal, size)
         header = {"version": COPY_VERSION}
         if not lines or lines[0][0] != header:
             lines = []
@@ -136,7 +130,7 @@ class CopyWriter:
         os.ftruncate(self._journal.fileno(), end_of_journal)
         self._journal.seek(end_of_journal)
         if not end_of_journal:
-            _append_line(self._journal, header)
+            append_line(self._journal, header)
 
     def _is_sound(self, parts: Any) -> bool:
         return all(
@@ -165,8 +159,8 @@ class CopyWriter:
         data = part_bytes(part)
         is_large = len(data) >= SUMMED_BESIDE_NBYTES
         checksum = self._summing.submit(zlib.crc32, data) if is_large else None
-        _write_all(self._file, bytes(offset - position))
-        _write_all(self._file, data)
+        write_all(self._file, bytes(offset - position))
+        write_all(self._file, data)
         return {
             "offset": offset,
             "nbytes": len(data),
@@ -211,94 +205,6 @@ class CopyWriter:
             os.fsync(parent)
         finally:
             os.close(parent)
-
-
-class _Syncer:
-    """A thread that puts a data file and its journal on the disk, one after the other, always.
-
-    Args:
-        data: The data file.
-        journal: Gets a line ``synced`` once the data before it is on the disk.
-    """
-
-    def __init__(self, data: FileIO, journal: FileIO) -> None:
-        self._data = data
-        self._journal = journal
-        self._lock = threading.Lock()
-        self._dirty = threading.Event()
-        self._is_closed = False
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, name="copy-sync", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while self._dirty.wait() and not self._is_closed:
-            self._dirty.clear()
-            position = self._data.tell()
-            try:
-                os.fdatasync(self._data.fileno())
-                with self._lock:
-                    _append_line(self._journal, {"synced": position})
-                os.fdatasync(self._journal.fileno())
-            except OSError as exc:
-                self._error = exc
-                return
-
-    def journal(self, line: Mapping[str, Any]) -> None:
-        """Add a line for data that is written."""
-        with self._lock:
-            _append_line(self._journal, line)
-        self._dirty.set()
-
-    def check(self) -> None:
-        """Raise what has gone wrong."""
-        if self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """End the thread."""
-        self._is_closed = True
-        self._dirty.set()
-        self._thread.join()
-
-
-def _write_all(file: FileIO, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) or 0 :]
-
-
-def _append_line(journal: FileIO, line: Mapping[str, Any]) -> None:
-    text = json.dumps(line).encode()
-    _write_all(journal, b"%08x " % zlib.crc32(text) + text + b"\n")
-
-
-def _is_line(line: Any, data_nbytes: int) -> bool:
-    """Whether a journal may have such a line beside so many bytes of data."""
-    if not isinstance(line, dict):
-        return False
-    if "entry" in line:
-        return isinstance(line.get("name"), str) and is_entry(line["entry"], data_nbytes)
-    return type(line.get("synced", line.get("version"))) is int
-
-
-def _read_journal(journal: FileIO, data_nbytes: int) -> list[tuple[dict[str, Any], int]]:
-    """Its sound lines up to the first that is not, each with the offset where it ends."""
-    lines: list[tuple[dict[str, Any], int]] = []
-    end = 0
-    for raw in journal.readall().splitlines(keepends=True):
-        end += len(raw)
-        try:
-            checksum, text = raw[:8], raw[9:-1]
-            if not raw.endswith(b"\n") or int(checksum, 16) != zlib.crc32(text):
-                break
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            break
-        if not _is_line(line, data_nbytes):
-            break
-        lines.append((line, end))
-    return lines
 
 
 def _open_locked(folder: Path, waiting: Callable[[int], None]) -> tuple[Path, FileIO] | None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from quant.copy import Place
+from quant.copy_index import Place
 from quant.errors import QuantError
 from quant.experts.placement import ExpertKey
 from quant.kernels.base import ExpertWeights

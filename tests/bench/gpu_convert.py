@@ -26,7 +26,7 @@ from erniechat.model.conversion import Formats, plan_readings
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from quant import staging
-from quant.copy import INDEX_FILE
+from quant.copy_names import INDEX_FILE
 from quant.copy_writer import CopyWriter
 from quant.formats import format_named
 from quant.kernels.reference import ReferenceBackend

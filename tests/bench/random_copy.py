@@ -11,7 +11,7 @@ from erniechat.model.conversion import Formats
 from erniechat.model.family import routed_name
 from erniechat.options import LoadOptions
 from erniechat.planning import choose_formats
-from quant.copy import DATA_FILE
+from quant.copy_names import DATA_FILE
 from quant.copy_writer import CopyWriter
 from quant.tensor import QuantTensor
 from tests.bench.gpu_step import RepeatedExperts

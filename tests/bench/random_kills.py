@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erniechat.mini import checkpoint_folder
-from quant.copy import DATA_FILE, INDEX_FILE
+from quant.copy_names import DATA_FILE, INDEX_FILE
 from tests.hub.loopback import Hub, environment_of
 
 SHARD_NBYTES = 1_000_000

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from erniechat.model.delivery import convert
-from quant.copy import DATA_FILE, QuantizedCopy
+from quant.copy import QuantizedCopy
+from quant.copy_names import DATA_FILE
 from quant.copy_writer import CopyWriter
 from quant.formats import FORMATS
 from quant.kernels.quantize import quantize

@@ -8,7 +8,7 @@ import pytest
 from erniechat.cache import copies_folder
 from erniechat.cli import main
 from erniechat.mini import checkpoint_folder
-from quant.copy import DATA_FILE
+from quant.copy_names import DATA_FILE
 from tests.hub.loopback import Hub
 
 SHARDS = sorted(path.name for path in checkpoint_folder().glob("*.safetensors"))

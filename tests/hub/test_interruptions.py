@@ -15,7 +15,8 @@ from erniechat.mini import checkpoint_folder
 from erniechat.model import delivery
 from erniechat.options import LoadOptions
 from erniechat.repair import verify_copy
-from quant.copy import DATA_FILE, INDEX_FILE, QuantizedCopy
+from quant.copy import QuantizedCopy
+from quant.copy_names import DATA_FILE, INDEX_FILE
 from tests.hub.loopback import Hub, environment_of
 
 ROOT = Path(__file__).parents[2]

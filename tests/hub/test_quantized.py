@@ -15,7 +15,8 @@ from erniechat.export import export
 from erniechat.loader import load_engine
 from erniechat.model.checkpoint import Checkpoint, StoredQuantized
 from erniechat.options import LoadOptions
-from quant.copy import DATA_FILE, QuantizedCopy
+from quant.copy import QuantizedCopy
+from quant.copy_names import DATA_FILE
 from quant.formats.codebook import unpack_x16
 from quant.tensor import QuantTensor
 from tests.hub.loopback import Hub, client_of

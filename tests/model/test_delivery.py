@@ -16,7 +16,8 @@ from erniechat.model.conversion import Unit, plan_units
 from erniechat.model.delivery import convert
 from erniechat.model.stored import StoredTensor
 from quant import staging
-from quant.copy import DATA_FILE, MemoryWeights, QuantizedCopy
+from quant.copy import MemoryWeights, QuantizedCopy
+from quant.copy_names import DATA_FILE
 from quant.copy_writer import CopyWriter
 from quant.errors import DeviceError
 from quant.formats.codebook import Codebook4

@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from erniechat.errors import CheckpointError, ModelError
 from erniechat.model.checkpoint import INDEX_FILE, shard_names
 from erniechat.model.stored import parse_header, read_header
-from quant.copy import DATA_FILE, QuantizedCopy
-from quant.copy import INDEX_FILE as COPY_INDEX
-from quant.copy_writer import JOURNAL_FILE, CopyWriter, partial_folder
+from quant.copy import QuantizedCopy
+from quant.copy_journal import JOURNAL_FILE
+from quant.copy_names import DATA_FILE
+from quant.copy_names import INDEX_FILE as COPY_INDEX
+from quant.copy_writer import CopyWriter, partial_folder
 from quant.errors import QuantError
 
 FUZZ = settings(

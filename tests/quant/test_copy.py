@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from quant.copy import ALIGNMENT, DATA_FILE, INDEX_FILE, MemoryWeights, QuantizedCopy
+from quant.copy import MemoryWeights, QuantizedCopy
 from quant.copy import Weight as AnyWeight
+from quant.copy_index import ALIGNMENT
+from quant.copy_names import DATA_FILE, INDEX_FILE
 from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
 from quant.formats import FORMATS

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.copy import DATA_FILE, INDEX_FILE, QuantizedCopy
-from quant.copy_writer import JOURNAL_FILE, CopyWriter, partial_folder
+from quant.copy import QuantizedCopy
+from quant.copy_journal import JOURNAL_FILE
+from quant.copy_names import DATA_FILE, INDEX_FILE
+from quant.copy_writer import CopyWriter, partial_folder
 from quant.formats import FORMATS
 
 ROOT = Path(__file__).parents[2]
