@@ -16,9 +16,10 @@ from erniechat.hub.fetch import has_header, shard_header
 from erniechat.hub.listing import HubModel
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import Formats, Reading, plan_readings
+from erniechat.model.conversion import Formats
 from erniechat.model.families import family_of
 from erniechat.model.gguf_checkpoint import GgufCheckpoint
+from erniechat.model.readings import Reading, plan_readings
 from erniechat.model.stored import ShardHeader
 from erniechat.options import LoadOptions
 from erniechat.resolve import ModelFiles

@@ -9,7 +9,8 @@ from typing import Any
 from erniechat.errors import CheckpointError, ErnieChatError, ModelError
 from erniechat.hub.feed import check_online
 from erniechat.hub.ranges import TensorFetcher
-from erniechat.model.conversion import Unit, make_unit, plan_units
+from erniechat.model.conversion import make_unit
+from erniechat.model.readings import Unit, plan_units
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder, make_plan
 from erniechat.resolve import locate

@@ -10,9 +10,10 @@ from erniechat.errors import DiskLimitError
 from erniechat.events import Progress
 from erniechat.hub.failures import FULL
 from erniechat.hub.feed import ShardFeed
-from erniechat.model.conversion import Unit, finished_nbytes, plan_units
+from erniechat.model.conversion import finished_nbytes
 from erniechat.model.delivery import Sink, convert
 from erniechat.model.gguf_checkpoint import loss_of
+from erniechat.model.readings import Unit, plan_units
 from erniechat.options import LoadOptions
 from erniechat.planning import Plan, copy_folder
 from erniechat.repair import repair

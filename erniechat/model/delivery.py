@@ -9,15 +9,13 @@ from typing import Protocol
 from erniechat.model.conversion import (
     Formats,
     Joint,
-    Reading,
-    Unit,
     check_format,
     damaged,
     make_unit,
-    plan_units,
     quantized_joints,
     rows_index,
 )
+from erniechat.model.readings import Reading, Unit, plan_units
 from erniechat.model.stored import StoredTensor
 from quant.copy import Weight
 from quant.errors import DeviceError, QuantError

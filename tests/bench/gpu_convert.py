@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import Formats, plan_readings
+from erniechat.model.conversion import Formats
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
+from erniechat.model.readings import plan_readings
 from quant import staging
 from quant.copy_names import INDEX_FILE
 from quant.copy_writer import CopyWriter

@@ -15,10 +15,11 @@ from torch import Tensor
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import Checkpoint
 from erniechat.model.config import ModelConfig
-from erniechat.model.conversion import Formats, plan_readings
+from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
+from erniechat.model.readings import plan_readings
 from quant.copy import MemoryWeights
 from quant.formats import FORMATS
 from quant.kernels import BACKENDS

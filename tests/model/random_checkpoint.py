@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import Formats, Reading, plan_readings
+from erniechat.model.conversion import Formats
 from erniechat.model.families import family_of
+from erniechat.model.readings import Reading, plan_readings
 from quant.formats import FORMATS
 from quant.formats.nf4 import NF4
 from quant.kernels.reference import ReferenceBackend

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import plan_readings
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
+from erniechat.model.readings import plan_readings
 from quant.copy import MemoryWeights, QuantizedCopy
 from quant.formats import FORMATS
 from quant.tensor import QuantTensor
@@ -150,7 +150,8 @@ CONVERT = """
 import re, sys, torch
 from pathlib import Path
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import Formats, plan_readings
+from erniechat.model.conversion import Formats
+from erniechat.model.readings import plan_readings
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from quant.copy import MemoryWeights

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from erniechat.errors import CheckpointError
-from erniechat.model.conversion import Unit, plan_units
 from erniechat.model.delivery import convert
+from erniechat.model.readings import Unit, plan_units
 from erniechat.model.stored import StoredTensor
 from quant import staging
 from quant.copy import MemoryWeights, QuantizedCopy

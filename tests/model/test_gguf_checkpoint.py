@@ -13,10 +13,10 @@ from erniechat.export import export
 from erniechat.loader import load_engine, load_prompt_tools
 from erniechat.mini import checkpoint_folder
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import plan_readings
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from erniechat.model.gguf_checkpoint import GgufCheckpoint, loss_of
+from erniechat.model.readings import plan_readings
 from erniechat.options import LoadOptions
 from quant.copy import MemoryWeights
 from quant.tensor import QuantTensor

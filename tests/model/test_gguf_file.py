@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from erniechat.errors import CheckpointError, ErnieChatError, UnsupportedModelError
 from erniechat.mini import checkpoint_folder
-from erniechat.model.conversion import plan_readings
 from erniechat.model.families import family_of
 from erniechat.model.gguf_checkpoint import GgufCheckpoint
 from erniechat.model.gguf_file import read_gguf
+from erniechat.model.readings import plan_readings
 from tests.model.checkpoints import DENSE, hub_tensors, reference_model, write_folder
 from tests.model.gguf_files import write_gguf
 

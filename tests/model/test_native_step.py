@@ -11,11 +11,12 @@ from torch import Tensor
 import erniechat
 from erniechat.model.assembly import assemble
 from erniechat.model.checkpoint import Checkpoint
-from erniechat.model.conversion import Formats, plan_readings
+from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder
 from erniechat.model.delivery import convert
 from erniechat.model.families import family_of
 from erniechat.model.kv_cache import KVCache
+from erniechat.model.readings import plan_readings
 from quant.copy import MemoryWeights
 from quant.errors import QuantError
 from quant.formats import FORMATS
