@@ -8,12 +8,12 @@ import torch
 
 from erniechat.errors import ErnieChatError, MemoryLimitError
 from erniechat.fit import this_machine
-from erniechat.loader import memory_plan
 from erniechat.machine import figures_path, keep_figures, kept_figures
 from erniechat.memory_plan import FLAGS, MemoryPlan, Speeds, TierName
 from erniechat.model.config import ModelConfig
 from erniechat.model.machine_costs import BUCKETS, expert_seconds, random_experts
 from erniechat.options import LoadOptions
+from erniechat.placing import memory_plan
 from erniechat.planning import Plan, choose_device, make_plan
 from erniechat.resolve import locate
 from erniechat.sizes import least_size, shown_size

@@ -13,28 +13,26 @@ from erniechat.early import EarlyModel, find_early
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
-from erniechat.fit import Machine, expert_places, fit, num_tail_slots, this_machine
+from erniechat.fit import expert_places
 from erniechat.machine import keep_figures, kept_figures
-from erniechat.memory_plan import FLAGS, MemoryPlan, slots_in
+from erniechat.memory_plan import MemoryPlan
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
-from erniechat.model.disk_assembly import Residency
 from erniechat.model.kept_cache import KeptCaches
-from erniechat.model_sizes import model_sizes
 from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
-from erniechat.planning import Plan, context_length, copy_folder, make_plan, open_checkpoint
-from erniechat.profiles import keep_profile, known_profile
+from erniechat.placing import check_memory, earlier_use, residency_of
+from erniechat.planning import Plan, copy_folder, make_plan, open_checkpoint
+from erniechat.profiles import keep_profile
 from erniechat.prompts import PromptTools
 from erniechat.resolve import locate
-from erniechat.sizes import MAX_NBYTES, least_size, size_nbytes
-from erniechat.start_plan import check_disk, what_fits
+from erniechat.sizes import MAX_NBYTES, size_nbytes
+from erniechat.start_plan import check_disk
 from erniechat.weights import finished_weights
 from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
-from quant.experts.profile import RoutingProfile
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
 from quant.kernels.triton.backend import import_launchers
@@ -145,7 +143,7 @@ def _assembled(
     dtype = getattr(torch, options.dtype)
     for tries_left in reversed(range(NUM_TRIES)):
         memory = check_memory(plan, options, warn)
-        residency = _residency(memory, weights, options, warn)
+        residency = residency_of(memory, weights, options, warn)
         figures = kept_figures(plan.device, keep=options.keep_speeds)
         places = expert_places(memory, options, figures)
         try:
@@ -174,7 +172,7 @@ def _adapter(
     store = decoder.experts
     if not isinstance(store, TieredExpertStore) or not plan.config.moe_layers:
         return None
-    profile = _profile(plan, options, warn)
+    profile = earlier_use(plan, options, warn)
     adapter = ExpertAdapter(
         store,
         plan.config.moe_layers,
@@ -193,11 +191,6 @@ def _memory_left(memory: MemoryPlan) -> int | None:
     return memory.left_nbytes(place) if memory.budgets[place].asked else None
 
 
-def _profile(plan: Plan, options: LoadOptions, warn: Warn) -> RoutingProfile | None:
-    """What earlier chats used, unless that is not to count."""
-    return known_profile(plan.fingerprint, warn) if options.profile else None
-
-
 def _kept_caches(plan: Plan, options: LoadOptions, warn: Warn) -> KeptCaches:
     """Where what was read of saved conversations is kept."""
     key = f"{copy_folder(plan, '').name}-{options.dtype}-{plan.device.type}"
@@ -209,110 +202,3 @@ def set_threads(threads: int | None) -> None:
     """Let kernels use that many cores, or leave their choice: the physical ones."""
     if threads is not None:
         set_num_threads(threads)
-
-
-def memory_plan(
-    plan: Plan,
-    options: LoadOptions,
-    warn: Warn | None = None,
-    machine: Machine | None = None,
-) -> MemoryPlan:
-    """Where every byte of a model goes on this machine, known before a weight is read.
-
-    Args:
-        plan: The model.
-        options: How it is held.
-        warn: Told, in one line, what is wrong with the routing profile.
-        machine: As it was, to compare plans; by default as it is now.
-
-    Raises:
-        UsageError: If a flag asks for more memory than there is.
-        MemoryLimitError: If the model does not fit, naming the least that works.
-    """
-    sizes = model_sizes(plan.config, [reading.slot for reading in plan.readings], plan.formats)
-    profile = _profile(plan, options, warn or (lambda text: None))
-    counts = None if profile is None else profile.counts
-    context = context_length(options, plan.config)
-    longest = plan.config.max_position_embeddings if _may_grow(plan, options) else None
-    return fit(sizes, options, context, counts, machine or this_machine(plan.device), longest)
-
-
-def _may_grow(plan: Plan, options: LoadOptions) -> bool:
-    """Whether experts may leave for a longer context than is planned, if none was asked for."""
-    return options.ctx is None and bool(plan.config.moe_layers) and _can_tier(plan)
-
-
-def _can_tier(plan: Plan) -> bool:
-    return plan.device.type == "cuda" and plan.formats.linear_backend.name == "triton"
-
-
-def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> MemoryPlan:
-    """The memory plan of a model that fits.
-
-    Raises:
-        UsageError: If a flag asks for more memory than there is.
-        MemoryLimitError: If it does not fit, naming what does.
-    """
-    try:
-        places = memory_plan(plan, options, warn)
-        _check_places(places, plan, options)
-    except MemoryLimitError as exc:
-
-        def fits(other: Plan, changed: LoadOptions) -> None:
-            _check_places(memory_plan(other, changed), other, changed)
-
-        ways = ", ".join(what_fits(plan, options, fits))
-        found = f"fits here: {ways}" if ways else "no smaller format and no shorter --ctx fits here"
-        raise MemoryLimitError(exc.message, f"{exc.hint}; {found}") from exc
-    return places
-
-
-def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
-    """Refuse a plan that the stores cannot carry out."""
-    elsewhere = memory.sizes.num_experts - memory.num_experts(memory.fixed_place)
-    on_gpu = memory.fixed_place == "GPU"
-    can_tier = on_gpu and _can_tier(plan)
-    if elsewhere and not can_tier and (on_gpu or not options.copy):
-        flag = FLAGS[memory.fixed_place]
-        needed = memory.nbytes(memory.fixed_place) + elsewhere * memory.sizes.expert_nbytes
-        raise MemoryLimitError(
-            f"{elsewhere:,} of {memory.sizes.num_experts:,} experts do not fit into the "
-            f"{memory.fixed_place}",
-            f"{flag} {least_size(needed)} would hold all",
-        )
-
-
-def _residency(
-    memory: MemoryPlan, weights: WeightSource, options: LoadOptions, warn: Warn
-) -> Residency | None:
-    """Which experts of the copy are kept in RAM; None if none is on disk.
-
-    On a GPU that is about those which live in no memory for good, see `expert_places`.
-
-    Raises:
-        MemoryLimitError: If some must stay on disk and no copy could be kept there.
-    """
-    num_disk, on_gpu = memory.num_experts("disk"), memory.fixed_place == "GPU"
-    has_copy = isinstance(weights, QuantizedCopy)
-    policy = (memory.counts, options.adapt, options.read_ahead, options.stage)
-    if not num_disk:  # but some may leave for it
-        num_slots = memory.num_read_slots
-        return Residency(num_slots, (), *policy) if num_slots and has_copy else None
-    if not has_copy:
-        needed = least_size(memory.nbytes("RAM") + memory.nbytes("disk"))
-        raise MemoryLimitError(
-            "the experts do not fit into RAM, and no quantized copy could be kept",
-            f"{FLAGS['RAM']} {needed} would hold all",
-        )
-    in_ram = dict(zip(memory.places, memory.placement.experts, strict=True))["RAM"]
-    first = in_ram[len(in_ram) - num_tail_slots(memory) :] if on_gpu else in_ram
-    num_slots = slots_in(len(first) * memory.sizes.expert_nbytes, memory.sizes)
-    known = any(map(any, memory.counts.values()))
-    hint = "" if known else " (erniechat profile calibrate finds out which are used most)"
-    held = f"{memory.num_experts('GPU'):,} experts fit into the GPU's memory, " if on_gpu else ""
-    count = len(in_ram) if on_gpu else num_slots
-    warn(
-        f"{held}{count:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
-        f"the others are read from the disk when they are chosen{hint}"
-    )
-    return Residency(num_slots, first, *policy)

@@ -5,10 +5,10 @@ from typing import Any
 from erniechat.doctor import known_speeds
 from erniechat.events import StartNotice
 from erniechat.fetch_plan import FetchPlan
-from erniechat.loader import check_memory
 from erniechat.memory_plan import MemoryPlan, Speeds
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
+from erniechat.placing import check_memory
 from erniechat.plan_text import format_plan, growth_text, plan_facts
 from erniechat.planning import Plan, make_plan
 from erniechat.resolve import ModelFiles, locate

@@ -15,12 +15,13 @@ from erniechat.engine import Engine
 from erniechat.errors import ContextLengthError, MemoryLimitError
 from erniechat.events import ContextGrown, StreamEvent, TextDelta
 from erniechat.fit import Machine
-from erniechat.loader import load_engine, memory_plan
+from erniechat.loader import load_engine
 from erniechat.mini import checkpoint_folder
 from erniechat.model import assembly
 from erniechat.model.expert_assembly import ExpertPlaces
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import LoadOptions, SamplingOptions
+from erniechat.placing import memory_plan
 from erniechat.planning import make_plan
 from erniechat.resolve import ModelFiles
 from erniechat.start_notice import _memory_lines

@@ -7,13 +7,13 @@ import torch
 
 from erniechat.errors import MemoryLimitError
 from erniechat.fit import expert_places, num_tail_slots
-from erniechat.loader import _residency
 from erniechat.memory_plan import Budget, Needs, plan_memory
 from erniechat.model.conversion import Formats
 from erniechat.model.disk_assembly import Residency
 from erniechat.model.families import FAMILIES
 from erniechat.model_sizes import model_sizes
 from erniechat.options import LoadOptions
+from erniechat.placing import residency_of
 from quant.copy import MemoryWeights, QuantizedCopy
 from quant.formats import FORMATS
 from quant.kernels import backend_for
@@ -47,7 +47,7 @@ class NoCopy(QuantizedCopy):
 def test_what_fits_is_pinned():
     places = expert_places(plan(864, 864), LoadOptions())
     assert (len(places.ram), len(places.disk)) == (864, 0)
-    assert _residency(plan(864, 864), NoCopy(), LoadOptions(), print) is None
+    assert residency_of(plan(864, 864), NoCopy(), LoadOptions(), print) is None
 
 
 def test_a_small_rest_on_disk_takes_few_of_the_pinned_places():
@@ -56,7 +56,7 @@ def test_a_small_rest_on_disk_takes_few_of_the_pinned_places():
     places = expert_places(memory, LoadOptions())
     assert (len(places.ram), len(places.disk)) == (564, 300)
     told = []
-    residency = _residency(memory, NoCopy(), LoadOptions(), told.append)
+    residency = residency_of(memory, NoCopy(), LoadOptions(), told.append)
     assert residency is not None
     assert residency.num_slots <= 200
     assert residency.num_slots * (memory.sizes.expert_nbytes + 4096) <= 200 * 6_270_000
@@ -75,29 +75,29 @@ def test_a_large_rest_or_an_unknown_one_takes_all(num_ram, counts):
     memory = plan(864, num_ram, counts)
     places = expert_places(memory, LoadOptions())
     assert (len(places.ram), len(places.disk)) == (0, 864)
-    residency = _residency(memory, NoCopy(), LoadOptions(), lambda text: None)
+    residency = residency_of(memory, NoCopy(), LoadOptions(), lambda text: None)
     assert residency is not None
     assert 0.99 * num_ram - 1 <= residency.num_slots <= num_ram
 
 
 def test_a_token_always_finds_room():
     memory = plan(864, 6)
-    residency = _residency(memory, NoCopy(), LoadOptions(), lambda text: None)
+    residency = residency_of(memory, NoCopy(), LoadOptions(), lambda text: None)
     assert residency is not None
     assert residency.num_slots == CONFIG.num_experts_per_tok
 
 
 def test_without_a_copy_the_least_that_holds_all_is_named():
     with pytest.raises(MemoryLimitError, match="no quantized copy could be kept"):
-        _residency(plan(864, 100), MemoryWeights(), LoadOptions(), print)
+        residency_of(plan(864, 100), MemoryWeights(), LoadOptions(), print)
 
 
 def test_slots_for_those_who_may_leave_for_the_disk_begin_empty():
     memory = dataclasses.replace(plan(864, 864), num_read_slots=24)
     options = LoadOptions(adapt=False, stage=False)
-    residency = _residency(memory, NoCopy(), options, print)
+    residency = residency_of(memory, NoCopy(), options, print)
     assert residency == Residency(24, (), memory.counts, by_use=False, stage=False)
-    assert _residency(memory, MemoryWeights(), options, print) is None
+    assert residency_of(memory, MemoryWeights(), options, print) is None
 
 
 def test_options_say_who_runs_experts():

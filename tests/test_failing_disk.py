@@ -10,8 +10,9 @@ from erniechat.chat.conversation import Message
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError
 from erniechat.events import StreamEvent, TextDelta, ThinkingDelta
-from erniechat.loader import load_engine, memory_plan
+from erniechat.loader import load_engine
 from erniechat.options import LoadOptions, SamplingOptions
+from erniechat.placing import memory_plan
 from erniechat.planning import make_plan
 from erniechat.resolve import locate
 from quant.memory import ProcessMemory

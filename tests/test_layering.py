@@ -33,6 +33,7 @@ RANKS = (
         (
             "erniechat.loader",
             "erniechat.early",
+            "erniechat.placing",
             "erniechat.planning",
             "erniechat.start_plan",
             "erniechat.export",

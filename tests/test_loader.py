@@ -26,10 +26,11 @@ from erniechat.errors import (
     UsageError,
 )
 from erniechat.events import Progress, TextDelta
-from erniechat.loader import load_engine, load_prompt_tools, memory_plan
+from erniechat.loader import load_engine, load_prompt_tools
 from erniechat.mini import checkpoint_folder
 from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions, SamplingOptions
+from erniechat.placing import memory_plan
 from erniechat.planning import make_plan
 from erniechat.resolve import ModelFiles
 from quant.memory import DeviceMemory, ProcessMemory
@@ -345,7 +346,7 @@ def test_a_gpu_with_less_room_than_it_seemed_gets_fewer_experts(monkeypatch) -> 
         return SimpleNamespace()
 
     monkeypatch.setattr(loader, "check_memory", check)
-    monkeypatch.setattr(loader, "_residency", lambda *_: None)
+    monkeypatch.setattr(loader, "residency_of", lambda *_: None)
     monkeypatch.setattr(loader, "expert_places", lambda *_: None)
     monkeypatch.setattr(loader, "assemble", fit_into)
     monkeypatch.setattr(loader, "gpu_memory", lambda _: DeviceMemory(1000, 2000))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from erniechat import loader, start_plan
+from erniechat import placing, start_plan
 from erniechat.errors import DiskLimitError, ErnieChatError, MemoryLimitError
 from erniechat.fetch_plan import Disk
 from erniechat.fit import GPU_CONTEXT_NBYTES, GPU_WORKSPACE_NBYTES, Machine
@@ -115,7 +115,7 @@ def test_what_is_advised_is_taken_and_nothing_that_would_be_is_missed(
 ) -> None:
     chance = random.Random(20261122)
     seen = {"fits": 0, "advised": 0, "hopeless": 0}
-    monkeypatch.setattr(loader, "known_profile", lambda key, warn: None)
+    monkeypatch.setattr(placing, "known_profile", lambda key, warn: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # nothing is asked
     monkeypatch.setattr(
         start_plan,
@@ -126,7 +126,7 @@ def test_what_is_advised_is_taken_and_nothing_that_would_be_is_missed(
         machine, disks = random_machine(chance, 24 << 20)
         has_gpu = machine.gpu is not None
         monkeypatch.setattr(
-            loader,
+            placing,
             "this_machine",
             lambda device, m=machine: (
                 m if device.type == "cuda" else dataclasses.replace(m, gpu=None)
@@ -145,7 +145,7 @@ def test_what_is_advised_is_taken_and_nothing_that_would_be_is_missed(
 
         def start(options: LoadOptions, has_gpu: bool = has_gpu) -> None:
             plan = plans[options.quant, "cuda" if has_gpu and options.device != "cpu" else "cpu"]
-            loader.check_memory(plan, options)
+            placing.check_memory(plan, options)
             start_plan.check_disk(plan, options)
 
         try:
