@@ -93,6 +93,12 @@ def test_debug_shows_where():
     assert done.stderr.endswith(b"internal error: ValueError: shapes differ\n")
 
 
+def test_a_reply_without_an_answer_is_a_success_with_a_note():
+    done = run("empty", "-p", "hi", *MODEL)
+    assert (done.returncode, done.stdout) == (0, b"\n")
+    assert done.stderr == b"note: the model ended its reply without an answer\n"
+
+
 def test_a_length_stop_is_a_success_with_a_note():
     done = run("cut", "-p", "hi", "--max-tokens", "2", *MODEL)
     assert (done.returncode, done.stdout) == (0, b"Half an\n")

@@ -11,7 +11,7 @@ from erniechat.ui.failure import describe
 from erniechat.ui.prompt import Prompt
 from erniechat.ui.reply import ReplyRecord, growth_line
 from erniechat.ui.reply_view import ReplyView
-from erniechat.ui.result import end_line, length_note, reached_limit
+from erniechat.ui.result import EMPTY_NOTE, end_line, is_empty, length_note, reached_limit
 from erniechat.ui.session import Session, Turn
 from erniechat.ui.signals import Interrupted
 from erniechat.ui.text import count
@@ -182,6 +182,8 @@ class Answerer:
             self._screen.note(view.summary(end))
         if record.growth is not None and not self._screen.quiet:
             self._screen.note(growth_line(record.growth))
+        if is_empty(record):
+            self._screen.note(f"{EMPTY_NOTE} · /retry")
         if end.finish_reason == "length":
             sampling = turn.sampling or session.settings.sampling
             note = length_note(record, sampling, session.backend.info.context_length)

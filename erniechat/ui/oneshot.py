@@ -19,8 +19,10 @@ from erniechat.options import SamplingOptions, Structure
 from erniechat.ui.presenter import FileOut, JsonlPresenter, Out, Presenter, TextPresenter
 from erniechat.ui.reply import ReplyRecord
 from erniechat.ui.result import (
+    EMPTY_NOTE,
     NO_TEMPLATE_NOTICE,
     end_line,
+    is_empty,
     length_note,
     numbers,
     result_object,
@@ -245,6 +247,8 @@ def _say_end(
 ) -> None:
     if end.finish_reason == "length" and request.structure is None:
         terminal.note(length_note(record, request.sampling, backend.info.context_length))
+    if is_empty(record):
+        terminal.note(EMPTY_NOTE)
     if request.stats:
         for line in stats_lines(end, backend, request.sampling):
             terminal.write_error(f"{line}\n")

@@ -90,6 +90,14 @@ def end_line(end: TurnEnd) -> str:
     )
 
 
+EMPTY_NOTE = "the model ended its reply without an answer"
+
+
+def is_empty(record: ReplyRecord) -> bool:
+    """Whether a reply ended by itself and said nothing."""
+    return record.end is not None and record.end.finish_reason == "stop" and not record.has_answer
+
+
 def reached_limit(end: TurnEnd, sampling: SamplingOptions) -> bool:
     """Whether --max-tokens ended a reply, and not the context."""
     used = end.usage.thinking + end.usage.answer

@@ -69,6 +69,7 @@ SCENARIOS: dict[str, list[Script]] = {
     ],
     "too-slow": [[TimeLimitError("the time limit has passed")]],
     "cut": [[*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]],
+    "empty": [thinking("Hm.")],
     "chinese": [words("你好")],
     "bug": [[ValueError("shapes differ")]],
     "reads": [

@@ -156,6 +156,11 @@ def test_a_length_stop_of_one_retry_names_its_own_limit(keys: PipeInput):
     assert "stopped at --max-tokens 2; raise it for the rest · /continue\n" in out
 
 
+def test_a_reply_without_an_answer_says_so(keys: PipeInput):
+    out = Chat(keys, [[*thinking("Hm."), *words(" ")]]).type("Q")
+    assert "\nthe model ended its reply without an answer · /retry\n" in out
+
+
 def test_calls_are_shown_as_calls_and_kept(keys: PipeInput):
     call = ToolCall("1", "get_weather", '{"city": "Paris", "days": 2}')
     tool = {"type": "function", "function": {"name": "get_weather", "description": "Weather."}}
