@@ -136,7 +136,11 @@ def test_the_man_page_has_every_flag_and_the_exit_statuses():
         (("sessions", "zz"), 'erniechat sessions takes ls, show, rm, got "zz"'),
         (("sessions", "rm"), "erniechat sessions rm takes one ID, got 0"),
         (("cache", "ls", "x"), "erniechat cache ls takes nothing more, got 1"),
-        (("info", "x"), 'erniechat info takes no words, got "x"'),
+        (("info", "x"), 'erniechat info takes no words, got "x"; erniechat plan MODEL tells of'),
+        (
+            ("config", "set"),
+            'erniechat config takes path, show, got "set"; erniechat config path names',
+        ),
         (("--json", "--jsonl"), "--json and --jsonl contradict"),
         (("-c", "--resume", "x"), "-c and --resume contradict"),
         (("--run-tools",), "--run-tools needs --tools"),

@@ -183,7 +183,8 @@ class Answerer:
         if record.growth is not None and not self._screen.quiet:
             self._screen.note(growth_line(record.growth))
         if is_empty(record):
-            self._screen.note(f"{EMPTY_NOTE} · /retry")
+            said = "the model had nothing to add" if turn.part else f"{EMPTY_NOTE} · /retry"
+            self._screen.note(said)
         if end.finish_reason == "length":
             sampling = turn.sampling or session.settings.sampling
             note = length_note(record, sampling, session.backend.info.context_length)

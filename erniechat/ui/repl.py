@@ -30,6 +30,7 @@ from erniechat.ui.result import NO_TEMPLATE_NOTICE
 from erniechat.ui.run_tools import Consent, run_calls
 from erniechat.ui.screen import Screen, make_screen
 from erniechat.ui.session import Session, Turn
+from erniechat.ui.session_commands import say_resumed
 from erniechat.ui.settings import Settings
 from erniechat.ui.signals import Interrupted
 from erniechat.ui.stats import context_text, stats_tables, toolbar_text
@@ -210,11 +211,7 @@ class Repl:
         """Where the conversation is kept: the first time, and when an old one is gone on with."""
         session = self._session
         if setup and setup.saved is not None:
-            for line in setup.saved.damage:
-                self._screen.note(line)
-            tokens = count(session.num_context_tokens)
-            said = f"session {setup.saved.id} · {exchanges(session.num_exchanges)} · {tokens} tok"
-            self._screen.note(f"{said} · {setup.saved.title}")
+            say_resumed(session, setup.saved)
             if session.draft:
                 self._screen.note("its last message was not answered; it is back in the prompt")
         elif session.saving and not session_paths():

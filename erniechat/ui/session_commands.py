@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from erniechat.chat.sessions import find_session, load_session, session_paths
+from erniechat.chat.sessions import SavedChat, find_session, load_session, session_paths
 from erniechat.chat.summary import as_read
 from erniechat.chat.transcript import FORMATS, read_transcript, transcript
 from erniechat.errors import UsageError
@@ -78,10 +78,17 @@ def resume_command(session: Session, argument: str) -> None:
         raise UsageError(f"session {argument} is this one")
     chat = find_session(argument, but=session.id)
     session.resume(chat)
+    say_resumed(session, chat)
+
+
+def say_resumed(session: Session, chat: SavedChat) -> None:
+    """Tell which conversation it is that is gone on with, and how much of it."""
     for line in chat.damage:
         session.screen.note(line)
     turns, tokens = exchanges(session.num_exchanges), count(session.num_context_tokens)
     session.screen.note(f"session {chat.id} · {turns} · {tokens} tok · {chat.title}")
+    if session.summary is not None:
+        session.screen.note("its beginning is read as a summary, which /system shows")
 
 
 def fork_command(session: Session, argument: str) -> None:

@@ -36,6 +36,12 @@ HELPERS: dict[str, dict[str, str]] = {
 }
 # Those that are about one model, and take its settings.
 OF_A_MODEL = ("profile", "doctor")
+# What may have been meant by a word that these do not take.
+_INSTEAD = {
+    "info": "erniechat plan MODEL tells of a model; ",
+    "config": "erniechat config path names the file to write settings into; ",
+}
+
 _ABOUT = {
     "sessions": "Saved conversations: list them, print one, delete one.",
     "config": "Where settings come from: the files, or each value with its source. With any flags"
@@ -172,9 +178,10 @@ def parse_helper(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ..
     action, *names = words or [default]
     if action not in actions or (not default and words):
         known_actions = ", ".join(filter(None, actions)) or "no words"
+        instead = _INSTEAD.get(command, "")
         raise UsageError(
             f'erniechat {command} takes {known_actions}, got "{action}"',
-            f'to ask the model: erniechat -p "{command} …"',
+            f'{instead}to ask the model: erniechat -p "{command} …"',
         )
     if len(names) != bool(actions[action]):
         wanted = f"one {actions[action]}" if actions[action] else "nothing more"

@@ -139,9 +139,11 @@ def test_the_session_keeps_the_originals_and_comes_back_with_the_summary(keys: P
     saved = find_session()
     assert contents(saved.messages) == [*TALK, "more", "Fine."]
     assert saved.summaries == [Summary(SUMMARY, 4, 6)]
+    chat.session.close()
     again = Choosing(keys, [words("Yes.")])
-    again.session.resume(saved)
-    again.type("on", "/undo 3", CLEAR)
+    again.session.saving = True
+    out = again.type("/resume", "on", "/undo 3", CLEAR)
+    assert "its beginning is read as a summary, which /system shows\n" in out
     assert contents(again.backend.asked[0].messages) == [READ, "e1", "f1", "more", "Fine.", "on"]
     assert contents(again.session.conversation) == list(TALK)
 

@@ -58,6 +58,12 @@ def test_continue_goes_on_from_the_part_and_joins_it(keys: PipeInput):
     assert "raise it for the rest · /continue" in out
 
 
+def test_an_answer_that_was_complete_has_nothing_to_add(keys: PipeInput):
+    chat = saving(keys, words("Yes."), [])
+    assert "\nthe model had nothing to add\n" in chat.type("Q", "/continue")
+    assert contents(chat.session.messages) == ["Q", "Yes."]
+
+
 def test_nothing_is_lost_where_going_on_fails(keys: PipeInput):
     chat = saving(keys, CUT, [ValueError("a bug")])
     chat.type("Q", "/continue")
