@@ -6,8 +6,8 @@ The number of tokens lives on the device, so one captured launch serves every le
 import triton
 import triton.language as tl
 
-from quant.kernels.triton.decode import await_predecessor, start_successor
 from quant.kernels.triton.tiles import multiply, pointer_at
+from quant.kernels.triton.waiting import await_predecessor, start_successor
 
 
 @triton.jit

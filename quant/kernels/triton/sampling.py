@@ -9,13 +9,9 @@ no sum depends on who adds first. What is drawn depends on seed, position and to
 import triton
 import triton.language as tl
 
-from quant.kernels.triton.decode import (
-    await_predecessor,
-    is_last,
-    start_successor,
-    store_logits,
-)
+from quant.kernels.triton.decode import store_logits
 from quant.kernels.triton.tiles import multiply
+from quant.kernels.triton.waiting import await_predecessor, is_last, start_successor
 
 BLOCK = 512  # tokens of a program
 PIECE = tl.constexpr(128)  # of them, those that one product adds up
