@@ -23,7 +23,7 @@ from erniechat.model.layers import causal_attention, rotary_angles, rotate
 from erniechat.options import LoadOptions
 from quant.formats import FORMATS
 from quant.formats.codebook import Codebook4
-from quant.kernels.triton.tables import BF16_FACTORS, LEVELS_PER_UNIT
+from quant.kernels.triton.tables import BF16_FACTORS, level_values
 from quant.tensor import QuantTensor
 
 
@@ -32,20 +32,27 @@ class Rounding:
     """What is rounded; the defaults round nothing.
 
     Attributes:
-        levels: Levels per unit of 4-bit codes; 0 for the codebook.
+        mlp: How 4-bit values of the MLPs and experts are held: "" for the codebook's, "first" and
+            "exact" for those of `level_values`, a number for its multiples' inverses.
+        attention: As mlp, of QKV and the output projection.
         int8: Products whose activations are int8 by 16: q(kv), o, g(ate and up), d(own), h(ead).
-        cache: Keys, values and queries in bfloat16.
-        ends: The embedding and the experts' shares in bfloat16.
+        int16: As int8.
+        cache: Keys, values and queries in bfloat16, and each key's share before it is divided.
+        embedding: In bfloat16.
+        shares: Of the experts, in bfloat16.
         stream: The residual stream in bfloat16.
         factor: What 4-bit values are multiplied with before they are rounded to bfloat16; 0 if
             they are not.
         activations: Of all products in bfloat16.
     """
 
-    levels: float = 0
+    mlp: str | float = ""
+    attention: str | float = ""
     int8: str = ""
+    int16: str = ""
     cache: bool = False
-    ends: bool = False
+    embedding: bool = False
+    shares: bool = False
     stream: bool = False
     factor: float = 0
     activations: bool = False
@@ -55,23 +62,40 @@ def to_bf16(x: Tensor, wanted: bool) -> Tensor:
     return x.bfloat16().float() if wanted else x
 
 
-def to_int8(x: Tensor) -> Tensor:
+def coded(x: Tensor, largest_code: int) -> Tensor:
+    """Activations as integers with a scale for 16 of them stand for them."""
     grouped = x.unflatten(-1, (-1, 16))
     largest = grouped.abs().amax(-1, keepdim=True)
-    codes = (grouped * (127 / largest.clamp(min=1e-30)) + 0.5).floor()
-    return (codes * (largest / 127)).flatten(-2)
+    codes = (grouped * (largest_code / largest.clamp(min=1e-30)) + 0.5).floor()
+    return (codes * (largest / largest_code)).flatten(-2)
 
 
-def dense(weight: QuantTensor, rounding: Rounding) -> Tensor:
-    found, levels, factor = FORMATS[weight.format], rounding.levels, rounding.factor
-    if not (levels or factor) or not isinstance(found, Codebook4):
+def held_values(format_name: str, codebook: Tensor, held: str | float, factor: float) -> Tensor:
+    """What stands for the 16 values of a codebook."""
+    if isinstance(held, str) and held:
+        return level_values(format_name, held == "exact")
+    if held:
+        return (codebook * held).round() / held
+    return (codebook * factor).bfloat16().float() / factor if factor else codebook
+
+
+def dense(weight: QuantTensor, held: str | float = "", factor: float = 0) -> Tensor:
+    found = FORMATS[weight.format]
+    if not isinstance(found, Codebook4):
         return found.dequantize(weight, torch.float32)
     codes, absmax = found.to_rows(weight)
-    if levels:
-        table = (found.codebook * levels).round() / levels
-    else:
-        table = (found.codebook * factor).bfloat16().float() / factor
+    table = held_values(weight.format, found.codebook, held, factor)
     return (table[codes.int()].view(*absmax.shape, -1) * absmax[..., None]).view(weight.shape)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention ``[num_tokens, …]`` with each key's part in bfloat16, as a kernel has it."""
+    rep = len(q) // len(k)
+    score = q @ k.repeat_interleave(rep, 0).transpose(1, 2) * q.shape[-1] ** -0.5
+    score += torch.full(score.shape[1:], -torch.inf).triu(1)
+    part = (score - score.amax(-1, keepdim=True)).exp()
+    out = part.bfloat16().float() @ v.repeat_interleave(rep, 0) / part.sum(-1, keepdim=True)
+    return out.transpose(0, 1).flatten(1)
 
 
 @dataclass
@@ -84,17 +108,28 @@ class Pass:
     forced: bool = False
 
     def __post_init__(self) -> None:
-        weights, how = self.decoder.weights, self.rounding
-        self.linears = {k: dense(v.weight, how) for k, v in weights.linears.items()}
+        how, attention = self.rounding, ("qkv", ".o")
+
+        def mlp(weight: QuantTensor) -> Tensor:
+            return dense(weight, how.mlp, how.factor)
+
+        self.linears = {
+            name: dense(linear.weight, how.attention, how.factor)
+            if name.endswith(attention)
+            else mlp(linear.weight)
+            for name, linear in self.decoder.weights.linears.items()
+        }
         self.experts = {
-            layer_idx: [(dense(e.gate_up, how), dense(e.down, how)) for e in layer]
+            layer_idx: [(mlp(e.gate_up), mlp(e.down)) for e in layer]
             for layer_idx, layer in self.decoder.experts._experts.items()
         }
 
     def _into(self, x: Tensor, product: str) -> Tensor:
         if product:
             x = to_bf16(x, self.rounding.activations)
-        return to_int8(x) if product and product in self.rounding.int8 else x
+        if product and product in self.rounding.int16:
+            return coded(x, 32767)
+        return coded(x, 127) if product and product in self.rounding.int8 else x
 
     def _norm(self, x: Tensor, name: str, product: str) -> Tensor:
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.decoder.config.rms_norm_eps)
@@ -110,8 +145,8 @@ class Pass:
     @torch.inference_mode()
     def logits(self, ids: list[int], document: int) -> Tensor:
         """float32 ``[num_tokens, vocab_size]``."""
-        config, ends = self.decoder.config, self.rounding.ends
-        x = to_bf16(dense(self.decoder.weights.embedding, Rounding())[ids], ends)
+        config = self.decoder.config
+        x = to_bf16(dense(self.decoder.weights.embedding)[ids], self.rounding.embedding)
         angles = rotary_angles(torch.arange(len(ids)), config.head_dim, config.rope_theta)
         for layer_idx in range(config.num_hidden_layers):
             x = to_bf16(x + self._attention(x, layer_idx, angles), self.rounding.stream)
@@ -128,7 +163,8 @@ class Pass:
             to_bf16(part, self.rounding.cache)
             for part in (turned[:num], turned[num:], heads[first_v:])
         )
-        return self._into(causal_attention(q, k, v), "o") @ self.linears[at + "o"].T
+        out = (attend if self.rounding.cache else causal_attention)(q, k, v)
+        return self._into(out, "o") @ self.linears[at + "o"].T
 
     def _mlp(self, x: Tensor, layer_idx: int, document: int) -> Tensor:
         config, at = self.decoder.config, f"layers.{layer_idx}."
@@ -144,7 +180,7 @@ class Pass:
             chosen = self.routes[document, layer_idx]
         self.routes.setdefault((document, layer_idx), chosen)
         share = p.gather(-1, chosen)
-        share = to_bf16(share / share.sum(-1, keepdim=True), self.rounding.ends)
+        share = to_bf16(share / share.sum(-1, keepdim=True), self.rounding.shares)
         out = self._gated(y, linears[at + "shared.gate_up"], linears[at + "shared.down"])
         for expert_idx, expert in enumerate(self.experts[layer_idx]):
             rows, places = (chosen == expert_idx).nonzero(as_tuple=True)
@@ -152,18 +188,29 @@ class Pass:
         return out
 
 
-TILES = Rounding(factor=BF16_FACTORS["nf4"], activations=True, cache=True, ends=True)
-STEP = Rounding(LEVELS_PER_UNIT, "qogdh", cache=True, ends=True)
+ALL = "qogdh"
+TILES = Rounding(
+    factor=BF16_FACTORS["nf4"], activations=True, cache=True, embedding=True, shares=True
+)
+STEP = Rounding("first", "exact", int16=ALL, cache=True, shares=True)
 CASES = {
-    "levels 1/127": Rounding(127.0),
-    f"levels 1/{LEVELS_PER_UNIT}": Rounding(LEVELS_PER_UNIT),
-    "int8 activations": Rounding(int8="qogdh"),
-    **{f"int8 activations: {product}": Rounding(int8=product) for product in "qogdh"},
+    "levels 1/127": Rounding(127.0, 127.0),
+    "levels 1/112.05": Rounding(112.05, 112.05),
+    "levels of two steps": Rounding("first", "first"),
+    "levels of two steps: attention": Rounding(attention="first"),
+    "levels of two steps: MLPs": Rounding("first"),
+    "levels with rests: attention": Rounding(attention="exact"),
+    "int8 activations": Rounding(int8=ALL),
+    **{f"int8 activations: {product}": Rounding(int8=product) for product in ALL},
+    "int16 activations": Rounding(int16=ALL),
     "bf16 cache": Rounding(cache=True),
-    "bf16 embedding and shares": Rounding(ends=True),
+    "bf16 embedding": Rounding(embedding=True),
+    "bf16 shares": Rounding(shares=True),
     "bf16 residual stream": Rounding(stream=True),
     "all of the step": STEP,
-    "the step with levels 1/127": replace(STEP, levels=127.0),
+    "the step with int8 activations": replace(STEP, int16="", int8=ALL),
+    "the step with two steps throughout": replace(STEP, attention="first"),
+    "the step with levels 1/112.05": replace(STEP, mlp=112.05, attention=112.05),
     "bf16 values": Rounding(factor=1.0),
     f"bf16 values by {BF16_FACTORS['nf4']}": Rounding(factor=BF16_FACTORS["nf4"]),
     "all of a prompt's kernels": TILES,
@@ -203,7 +250,7 @@ def main() -> None:
         error = float(lost.std()) / math.sqrt(len(lost))
         share = math.expm1(float(lost.mean()))
         change = f"{100 * share:+.3f} % ± {100 * error:.3f}"
-        sys.stdout.write(f"{name:<32} KL {1e4 * kl:7.3f}e-4   perplexity {change}\n")
+        sys.stdout.write(f"{name:<34} KL {1e4 * kl:7.3f}e-4   perplexity {change}\n")
         sys.stdout.flush()
 
 

@@ -37,12 +37,12 @@ def test_parts_of_the_context_add_up_to_attention(length, bits):
 
     def new(*shape, dtype=torch.float32):
         poisoned = torch.full(shape, 77, dtype=dtype, device=DEVICE)
-        return poisoned if dtype == torch.int8 else poisoned * float("nan")
+        return poisoned if dtype == torch.int16 else poisoned * float("nan")
 
     angles = torch.cat((torch.ones(D // 2), torch.zeros(D // 2))).to(DEVICE)  # no rotation
     state = torch.tensor([length - 1, cache.data_ptr(), CAPACITY], device=DEVICE)
     parts = (new(NUM_KV, SPLITS, 16, D), new(NUM_KV, SPLITS, 16), new(NUM_KV, SPLITS, 16))
-    heads = new(NUM_KV * REP, D, dtype=torch.bfloat16 if bits == 16 else torch.int8)
+    heads = new(NUM_KV * REP, D, dtype=torch.bfloat16 if bits == 16 else torch.int16)
     scales = new(NUM_KV * REP, D // 16)
     shape = {"REP": REP, "RP": 16, "D": D, "BT": TILE, "SPLITS": SPLITS, "BITS": bits, "PDL": False}
     attention.attention_kernel[(NUM_KV, SPLITS)](

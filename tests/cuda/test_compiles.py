@@ -15,22 +15,33 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from quant.kernels.triton import attention, chunk_kernels, decode, sampling, tiles
+from quant.kernels.triton.step import GATE_REGISTERS
 
 TYPES = {
     "*fp32": "logits largest scores given penalty best absmax xs squares x router bias weights qkv "
-    "angles partial maxima sums os out",
+    "angles partial maxima sums os out ns as_ fetched",
     "*fp64": "controls",
     "*i64": "choice found counts masses state winners token best_at slot_of slots hits ids "
-    "rows_of expert_of codes_at scales_at",
-    "*i32": "counter codes xq cpu_share number num_asked ranks fill pos_of counters",
+    "rows_of expert_of codes_at scales_at xq",
+    "*i32": "counter codes cpu_share number num_asked ranks fill pos_of counters table asked "
+    "arrived",
+    "*i16": "oq aq nq",
+    "*fp16": "scales",
     "*bf16": "norm",
-    "*i8": "on_cpu oq8",
+    "*i8": "on_cpu",
     "*u8": "seen",
-    "i32": "num_tokens layer_idx num_slots num_rows num_experts num_out num_inputs",
+    "i32": "num_tokens layer_idx num_slots num_rows num_experts num_out num_inputs code_stride "
+    "scale_stride",
     "i64": "request row_ids row_weights",
     "fp32": "eps norm_min scale",
 }
 TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names.split()}
+NORM = {"HIDDEN": 2560, "PADDED_GROUPS": 256}
+FOUR = {"BITS": 4, "EXACT": False, "PTX": True}
+EIGHT = {"BITS": 8, "EXACT": False, "PTX": True, "WARPS": 8}
+GATE = {"WIDTH": 1536, "FIRST_FIXED": 6, "ASKS": False, **NORM}
+DOWN = {"WIDTH": 1536, "NUM_SLOTS": 8, "SPLIT": 8, "ROUTED": True, "FIRST_FIXED": 6, "ASKS": True}
+OUTPUT = {**DOWN, "WIDTH": 512, "NUM_SLOTS": 5, "SPLIT": 5, "ROUTED": False, "ASKS": False}
 ROUND = {"BLOCK": sampling.BLOCK, "PTX": True}
 HEAD = {"HIDDEN": 2560, "PADDED_GROUPS": 256, "ROWS": 16, "WARPS": 8, "PTX": True, "BITS": 8}
 EXPERTS = {"NUM_EXPERTS": 64, "TOP_K": 6}
@@ -60,6 +71,13 @@ KERNELS = {
     "top-k": (sampling.round_kernel, {"SHIFT": 24, "MASS": False, "K": False, **ROUND}),
     "top-p": (sampling.round_kernel, {"SHIFT": 0, "MASS": True, "K": True, **ROUND}),
     "head": (decode.head_kernel, HEAD),
+    "4-bit QKV": (decode.project_kernel, {**FOUR, **NORM, "EXACT": True, "WARPS": 8}),
+    "int8 QKV": (decode.project_kernel, {**EIGHT, **NORM}),
+    "4-bit gate and up": (decode.gate_up_kernel, {**FOUR, **GATE, "WARPS": 2}),
+    "int8 gate and up": (decode.gate_up_kernel, {**EIGHT, **GATE}),
+    "4-bit output": (decode.add_kernel, {**FOUR, **OUTPUT, "EXACT": True, "WARPS": 4}),
+    "4-bit down": (decode.add_kernel, {**FOUR, **DOWN, "WARPS": 4}),
+    "int8 down": (decode.add_kernel, {**EIGHT, **DOWN}),
 }
 
 
@@ -67,12 +85,16 @@ KERNELS = {
 def test_a_kernel_compiles_for_hopper(name):
     kernel, sizes = KERNELS[name]
     names = kernel.arg_names
-    sizes = {**sizes, "PDL": False} if "PDL" in names else sizes
+    sizes = {n: value for n, value in {**sizes, "PDL": False}.items() if n in names}
     signature = {n: "constexpr" if n in sizes else TYPE_OF[n] for n in names}
     if "rows_of" in names:
         signature["x"] = "*bf16"
+    if "scales" in names and sizes["BITS"] == 8:
+        signature["scales"] = "*fp32"
     constants = {(names.index(n),): value for n, value in sizes.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": 8 if name == "head" else 4}
+    options = {"num_warps": sizes.get("WARPS", 4)}
+    if kernel is decode.gate_up_kernel:
+        options["maxnreg"] = GATE_REGISTERS[sizes["BITS"]]
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert compiled.asm["cubin"]

@@ -20,20 +20,20 @@ def _rotated(heads, d, ok, cos, sin):
 
 
 @triton.jit
-def _store_out(out, head, ok, oq8, os, D: tl.constexpr, RP: tl.constexpr, BITS: tl.constexpr):
+def _store_out(out, head, ok, oq, os, D: tl.constexpr, RP: tl.constexpr, BITS: tl.constexpr):
     """Attended heads ``[RP, D]``, quantized by 16 for the output projection."""
     d = tl.arange(0, D)
     at = (head * D)[:, None] + d[None, :]
     if BITS == 16:
-        tl.store(oq8 + at, out.to(tl.bfloat16), mask=ok[:, None])
+        tl.store(oq + at, out.to(tl.bfloat16), mask=ok[:, None])
     else:
         grouped = tl.reshape(out, (RP, D // 16, 16))
         largest = tl.max(tl.abs(grouped), 2)
-        inverse = tl.where(largest > 0, 127.0 / tl.maximum(largest, 1e-30), 0.0)
-        codes = tl.floor(grouped * inverse[:, :, None] + 0.5).to(tl.int8)
-        tl.store(oq8 + at, tl.reshape(codes, (RP, D)), mask=ok[:, None])
+        inverse = tl.where(largest > 0, 32767.0 / tl.maximum(largest, 1e-30), 0.0)
+        codes = tl.floor(grouped * inverse[:, :, None] + 0.5).to(tl.int16)
+        tl.store(oq + at, tl.reshape(codes, (RP, D)), mask=ok[:, None])
         group = (head * (D // 16))[:, None] + tl.arange(0, D // 16)[None, :]
-        tl.store(os + group, largest * (1.0 / 127.0), mask=ok[:, None])
+        tl.store(os + group, largest * (1.0 / 32767.0), mask=ok[:, None])
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _part_length(length, SPLITS: tl.constexpr, BT: tl.constexpr):
 
 @triton.jit
 def attention_kernel(
-    qkv, angles, state, layer_idx, scale, partial, maxima, sums, oq8, os,
+    qkv, angles, state, layer_idx, scale, partial, maxima, sums, oq, os,
     NUM_LAYERS: tl.constexpr, NUM_KV: tl.constexpr, REP: tl.constexpr, RP: tl.constexpr,
     D: tl.constexpr, BT: tl.constexpr, SPLITS: tl.constexpr, BITS: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
@@ -61,7 +61,7 @@ def attention_kernel(
         layer_idx: Layer of the model.
         scale: Of the scores.
         partial: float32 ``[NUM_KV, SPLITS, RP, D]``, with maxima and sums ``[NUM_KV, SPLITS, RP]``.
-        oq8: Attended heads for the output projection, with their scales os.
+        oq: Attended heads for the output projection, with their scales os.
     """
     kv = tl.program_id(0)
     split = tl.program_id(1)
@@ -111,7 +111,7 @@ def attention_kernel(
             largest = new
         head = kv * REP + i
         if num_active == 1:
-            _store_out(acc / total[:, None], head, ok, oq8, os, D, RP, BITS)
+            _store_out(acc / total[:, None], head, ok, oq, os, D, RP, BITS)
         else:
             mine = (kv * SPLITS + split) * RP + i
             tl.store(partial + mine[:, None] * D + d[None, :], acc, mask=ok[:, None])
@@ -121,7 +121,7 @@ def attention_kernel(
 
 @triton.jit
 def combine_kernel(
-    state, partial, maxima, sums, oq8, os,
+    state, partial, maxima, sums, oq, os,
     REP: tl.constexpr, RP: tl.constexpr, D: tl.constexpr, BT: tl.constexpr,
     SPLITS: tl.constexpr, PADDED_SPLITS: tl.constexpr, BITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -146,4 +146,4 @@ def combine_kernel(
         share = tl.exp(theirs - tl.max(theirs, 0))
         out = tl.sum(values * share[:, None], 0) / tl.sum(share * their_sums, 0)
         one = tl.arange(0, 1)
-        _store_out(out[None, :], head + one, one == 0, oq8, os, D, 1, BITS)
+        _store_out(out[None, :], head + one, one == 0, oq, os, D, 1, BITS)

@@ -27,7 +27,7 @@ from quant.kernels.triton.waiting import (
 
 @triton.jit
 def embed_kernel(
-    codes, absmax, token, state, inverse_frequencies, norm, x, squares, xq8, xs, angles,
+    codes, absmax, token, state, inverse_frequencies, norm, x, squares, xq, xs, angles,
     HIDDEN: tl.constexpr, D: tl.constexpr, EMBED_BITS: tl.constexpr, BITS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -47,17 +47,17 @@ def embed_kernel(
     at = token_id * HIDDEN + group * 16 + tl.arange(0, 16)
     if EMBED_BITS == 8:
         scale = tl.load(absmax + token_id) / 127.0
-        values = (tl.load(codes + at).to(tl.float32) * scale).to(tl.bfloat16).to(tl.float32)
+        values = tl.load(codes + at).to(tl.float32) * scale
     else:
         values = tl.load(codes + at).to(tl.float32)
-    publish(x, values, norm, squares, xq8, xs, group, BITS)
+    publish(x, values, norm, squares, xq, xs, group, BITS)
 
 
 @triton.jit
 def project_kernel(
     codes, scales, xq, xs, table, squares, out, eps,
-    HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
-    PTX: tl.constexpr, PDL: tl.constexpr,
+    HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr,
+    WARPS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A product with the normed residual stream, float32 out; a program for 16 rows."""
     group = tl.program_id(0)
@@ -67,7 +67,7 @@ def project_kernel(
     first = codes + group.to(tl.int64) * (16 * HIDDEN // element)
     prefetch(first, num_bytes, triton.next_power_of_2(num_bytes // 128), PDL)
     await_predecessor(PDL)
-    sums = dot16(codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, WARPS, PTX)
+    sums = dot16(codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, EXACT, WARPS, PTX)
     scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
     tl.store(out + group * 16 + tl.arange(0, 16), sums * scale)
 
@@ -121,7 +121,7 @@ def route_kernel(
 
 @triton.jit
 def gate_up_kernel(
-    codes, scales, slots, code_stride, scale_stride, xq, xs, table, squares, aq8, as_, eps,
+    codes, scales, slots, code_stride, scale_stride, xq, xs, table, squares, aq, as_, eps,
     HIDDEN: tl.constexpr, WIDTH: tl.constexpr, PADDED_GROUPS: tl.constexpr,
     FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
     PTX: tl.constexpr, PDL: tl.constexpr,
@@ -149,24 +149,26 @@ def gate_up_kernel(
     if mine:
         codes += slot * code_stride
         scales += slot * scale_stride
-        gate = dot16(codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, WARPS, PTX)
+        gate = dot16(
+            codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, False, WARPS, PTX
+        )
         up = dot16(
-            codes, scales, WIDTH // 16 + group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, WARPS,
-            PTX,
+            codes, scales, WIDTH // 16 + group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, False,
+            WARPS, PTX,
         )  # fmt: skip
         scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
         gate *= scale
         out = gate * tl.sigmoid(gate) * up * scale
-        store_quantized(out, aq8, as_, which * (WIDTH // 16) + group, BITS)
+        store_quantized(out, aq, as_, which * (WIDTH // 16) + group, BITS)
 
 
 @triton.jit
 def add_kernel(
     codes, scales, slots, weights, code_stride, scale_stride, xq, xs, table,
-    x, norm, squares, nq8, ns, partial, counters, asked, num_asked, fetched, arrived,
+    x, norm, squares, nq, ns, partial, counters, asked, num_asked, fetched, arrived,
     WIDTH: tl.constexpr, NUM_SLOTS: tl.constexpr, SPLIT: tl.constexpr, ROUTED: tl.constexpr,
-    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr,
-    PTX: tl.constexpr, PDL: tl.constexpr,
+    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr,
+    WARPS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Products added to the residual stream; SPLIT programs for 16 rows.
 
@@ -210,19 +212,19 @@ def add_kernel(
             if mine:
                 sums = dot16(
                     codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
-                    table, inputs, WIDTH, BITS, WARPS, PTX,
+                    table, inputs, WIDTH, BITS, EXACT, WARPS, PTX,
                 )  # fmt: skip
                 total += sums * tl.load(weights + which)
         else:
             total += dot16(
-                codes, scales, group, which * WIDTH, x_at, s_at, table, inputs, WIDTH, BITS, WARPS,
-                PTX,
+                codes, scales, group, which * WIDTH, x_at, s_at, table, inputs, WIDTH, BITS, EXACT,
+                WARPS, PTX,
             )  # fmt: skip
     if SPLIT == 1:
         values = tl.load(x + group * 16 + row) + total
         if ASKS:
             values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
-        publish(x, values, norm, squares, nq8, ns, group, BITS)
+        publish(x, values, norm, squares, nq, ns, group, BITS)
     else:
         tl.store(partial + (group * SPLIT + part) * 16 + row, total)
         if is_last(counters + group, SPLIT):
@@ -232,7 +234,7 @@ def add_kernel(
                 values += tl.load(at, cache_modifier=".cg")
             if ASKS:
                 values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
-            publish(x, values, norm, squares, nq8, ns, group, BITS)
+            publish(x, values, norm, squares, nq, ns, group, BITS)
 
 
 @triton.jit

@@ -1,34 +1,39 @@
 """Sixteen dot products of one activation vector with packed weights, and what follows them.
 
-An activation vector is int8 with one float32 scale for 16 values, or bfloat16 where the weights
+An activation vector is int16 with one float32 scale for 16 values, or bfloat16 where the weights
 are. Weights are held in 4 bits (layout ``x16``), int8 rows or bfloat16 rows; ``BITS`` says which.
 """
 
 import triton
 import triton.language as tl
 
-from quant.kernels.triton.tables import LEVELS_PER_UNIT
+from quant.kernels.triton.tables import REST_STEPS
 
-UNIT = tl.constexpr(1.0 / LEVELS_PER_UNIT)
+REST_SHARE = tl.constexpr(1.0 / REST_STEPS)
 
-# Eight 4-bit codes of a word become eight int8 values of a table in four registers, and two
-# products of four are added up. Selector nibbles of prmt are the codes as they stand: bits 0-2
-# choose within a half of the table, bit 3 (moved to bit 2 of the last selector) the half.
+# Eight 4-bit codes of a word select bytes of two tables, one for codes below 8 and one for the
+# others, and each table's are multiplied with activations, two int16 a register. Selector nibbles
+# of prmt are the codes as they stand: bits 0-2 choose a byte, and bit 3 asks for eight times its
+# sign instead. As no byte is above 127, the codes of one table get 0 from the other.
 _DOT_NIBBLES = tl.constexpr("""{
-    .reg .b32 m, h, a, b, c;
-    and.b32 m, $1, 0x77777777;
-    shr.u32 h, $1, 1;
-    lop3.b32 h, h, 0x44444444, 0x32103210, 0xEA;
-    prmt.b32 a, $5, $6, m;
-    prmt.b32 b, $7, $8, m;
-    prmt.b32 a, a, b, h;
-    dp4a.s32.s32 c, a, $2, $4;
-    shr.u32 m, m, 16;
+    .reg .b32 a, h, low, high, x0, x1, x2, x3;
+    mov.b64 {x0, x1}, $3;
+    mov.b64 {x2, x3}, $4;
+    xor.b32 h, $2, 0x88888888;
+    prmt.b32 a, $7, $8, $2;
+    dp2a.lo.s32.u32 low, x0, a, $5;
+    dp2a.hi.s32.u32 low, x1, a, low;
+    prmt.b32 a, $9, $10, h;
+    dp2a.lo.s32.u32 high, x0, a, $6;
+    dp2a.hi.s32.u32 high, x1, a, high;
+    shr.u32 a, $2, 16;
     shr.u32 h, h, 16;
-    prmt.b32 a, $5, $6, m;
-    prmt.b32 b, $7, $8, m;
-    prmt.b32 a, a, b, h;
-    dp4a.s32.s32 $0, a, $3, c;
+    prmt.b32 a, $7, $8, a;
+    dp2a.lo.s32.u32 low, x2, a, low;
+    dp2a.hi.s32.u32 $0, x3, a, low;
+    prmt.b32 a, $9, $10, h;
+    dp2a.lo.s32.u32 high, x2, a, high;
+    dp2a.hi.s32.u32 $1, x3, a, high;
 }""")
 
 
@@ -39,42 +44,60 @@ def byte_of(word, idx):
 
 
 @triton.jit
-def dot_bytes(a, b, PTX: tl.constexpr):
-    """Four products of signed bytes, added up; all int32."""
+def half_of(words, idx):
+    """A signed int16 of int64, idx 0 to 3; int32."""
+    return ((words << (48 - 16 * idx)) >> 48).to(tl.int32)
+
+
+@triton.jit
+def dot_bytes(w, x, PTX: tl.constexpr):
+    """Four signed bytes of int32 times four int16 of int64, added up; int32."""
     if PTX:
         return tl.inline_asm_elementwise(
-            "{.reg .b32 z; mov.b32 z, 0; dp4a.s32.s32 $0, $1, $2, z;}",
-            "=r,r,r",
-            [a, b],
+            """{
+                .reg .b32 low, high, sum;
+                mov.b64 {low, high}, $2;
+                mov.b32 sum, 0;
+                dp2a.lo.s32.s32 sum, low, $1, sum;
+                dp2a.hi.s32.s32 $0, high, $1, sum;
+            }""",
+            "=r,r,l",
+            [w, x],
             dtype=tl.int32,
             is_pure=True,
             pack=1,
         )
-    total = byte_of(a, 0) * byte_of(b, 0)
+    total = byte_of(w, 0) * half_of(x, 0)
     for i in tl.static_range(1, 4):
-        total += byte_of(a, i) * byte_of(b, i)
+        total += byte_of(w, i) * half_of(x, i)
     return total
 
 
 @triton.jit
-def dot_nibbles(w, low, high, total, t0, t1, t2, t3, PTX: tl.constexpr):
-    """Eight codes of a word times eight int8 activations, low ones first, and total; int32."""
+def dot_nibbles(w, first, second, low, high, t0, t1, t2, t3, PTX: tl.constexpr):
+    """Eight codes of a word times eight int16 activations, four of them an int64.
+
+    Returns:
+        int32: low, plus products of codes below 8 by the table's first half (t0 and t1); high,
+        plus those of the others by the second half.
+    """
     zero = w * 0
     if PTX:
         return tl.inline_asm_elementwise(
             _DOT_NIBBLES,
-            "=r,r,r,r,r,r,r,r,r",
-            [w, low, high, total, zero + t0, zero + t1, zero + t2, zero + t3],
-            dtype=tl.int32,
+            "=&r,=&r,r,l,l,r,r,r,r,r,r",
+            [w, first, second, low, high, zero + t0, zero + t1, zero + t2, zero + t3],
+            dtype=(tl.int32, tl.int32),
             is_pure=True,
             pack=1,
         )
     for j in tl.static_range(8):
         code = (w >> (4 * j)) & 15
         word = tl.where(code < 8, tl.where(code < 4, t0, t1), tl.where(code < 12, t2, t3))
-        x = byte_of(low if j < 4 else high, j % 4)
-        total += byte_of(word, code & 3) * x
-    return total
+        product = byte_of(word, code & 3) * half_of(first if j < 4 else second, j % 4)
+        low += tl.where(code < 8, product, 0)
+        high += tl.where(code < 8, 0, product)
+    return low, high
 
 
 @triton.jit
@@ -89,48 +112,75 @@ def half_at(word, i: tl.constexpr):
 
 
 @triton.jit
+def _table_at(table, FIRST: tl.constexpr, pair):
+    """Four words of a table from FIRST on, each from four places."""
+    t0 = tl.load(table + 4 * FIRST + pair)[None, :, None]
+    t1 = tl.load(table + (4 * FIRST + 4) + pair)[None, :, None]
+    t2 = tl.load(table + (4 * FIRST + 8) + pair)[None, :, None]
+    t3 = tl.load(table + (4 * FIRST + 12) + pair)[None, :, None]
+    return t0, t1, t2, t3
+
+
+@triton.jit
 def dot_x16(
-    codes, absmax, xq, xs, table, NUM_BLOCKS: tl.constexpr, BG: tl.constexpr, PTX: tl.constexpr
+    codes, absmax, xq, xs, table, NUM_BLOCKS: tl.constexpr, BG: tl.constexpr, EXACT: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
-    """4-bit weights of one row group: float32 ``[16]``, in units of the table.
+    """4-bit weights of one row group: float32 ``[16]``.
 
-    Args are those of `dot16`, but absmax, which is read two float16 a word.
+    Args are those of `dot16`, but absmax, which is read two float16 a word, and xq, four int16 an
+    int64.
 
-    Two words of a row at a time, which share a scale of the activations, become one integer. BG is
-    twice the number of warps: then a thread reads 16 bytes of codes a load and the tensors of
-    activations have fewer elements than threads, so that Triton loads them where they are used
-    instead of passing them through shared memory.
+    Two words of a row at a time, which share a scale of the activations, become one integer for
+    either half of the table. BG is twice the number of warps: then a thread reads 16 bytes of codes
+    a load and the tensors of activations have fewer elements than threads, so that Triton loads
+    them where they are used instead of passing them through shared memory.
 
     The table is loaded from four places: what is the same for all threads the compiler would keep
-    in uniform registers and copy at each use.
+    in uniform registers and copy at each use. Addresses are those of the first blocks, to which the
+    loop adds constants that load instructions take as they are.
     """
     block = tl.arange(0, BG)
     pair = tl.arange(0, 4)
     row = tl.arange(0, 16)
-    t0 = tl.load(table + pair)[None, :, None]
-    t1 = tl.load(table + 4 + pair)[None, :, None]
-    t2 = tl.load(table + 8 + pair)[None, :, None]
-    t3 = tl.load(table + 12 + pair)[None, :, None]
-    acc = tl.zeros((BG, 4, 16), tl.float32)
-    nothing = tl.zeros((BG, 4, 16), tl.int32)
+    t0, t1, t2, t3 = _table_at(table, 2, pair)
+    r0, r1, r2, r3 = t0, t1, t2, t3
+    if EXACT:
+        r0, r1, r2, r3 = _table_at(table, 6, pair)
+    words = codes + (block[:, None, None] * 128 + pair[None, :, None] * 32 + row[None, None, :])
+    scales = absmax + (block[:, None] * 8 + tl.arange(0, 8)[None, :])
+    x = xq + (block[:, None] * 16 + pair[None, :] * 4)
+    xscales = xs + (block[:, None] * 4 + pair[None, :])
+    acc_low = tl.zeros((BG, 4, 16), tl.float32)
+    acc_high = tl.zeros((BG, 4, 16), tl.float32)
+    none = tl.zeros((BG, 4, 16), tl.int32)
     for first in tl.static_range(0, NUM_BLOCKS, BG):
-        g = first + block
-        ok = (g < NUM_BLOCKS)[:, None]
-        words = codes + g[:, None, None] * 128 + pair[None, :, None] * 32 + row[None, None, :]
-        even = tl.load(words, mask=ok[:, :, None], other=0)
-        odd = tl.load(words + 16, mask=ok[:, :, None], other=0)
-        scale = tl.load(absmax + g[:, None] * 8 + tl.arange(0, 8)[None, :], mask=ok, other=0)
+        ok = (first + block < NUM_BLOCKS)[:, None]
+        even = tl.load(words + first * 128, mask=ok[:, :, None], other=0)
+        odd = tl.load(words + (first * 128 + 16), mask=ok[:, :, None], other=0)
+        scale = tl.load(scales + first * 8, mask=ok, other=0)
         scale = tl.reshape(tl.join(half_at(scale, 0), half_at(scale, 1)), (BG, 16))
-        x = xq + g[:, None] * 16 + 4 * pair[None, :]
-        xscale = tl.load(xs + g[:, None] * 4 + pair[None, :], mask=ok, other=0.0)
-        low = _each_row(tl.load(x, mask=ok, other=0), BG)
-        high = _each_row(tl.load(x + 1, mask=ok, other=0), BG)
-        sums = dot_nibbles(even, low, high, nothing, t0, t1, t2, t3, PTX)
-        low = _each_row(tl.load(x + 2, mask=ok, other=0), BG)
-        high = _each_row(tl.load(x + 3, mask=ok, other=0), BG)
-        sums = dot_nibbles(odd, low, high, sums, t0, t1, t2, t3, PTX)
-        acc += sums.to(tl.float32) * (xscale[:, :, None] * scale.to(tl.float32)[:, None, :])
-    return tl.sum(tl.sum(acc, 0), 0)
+        xscale = tl.load(xscales + first * 4, mask=ok, other=0.0)
+        x0 = _each_row(tl.load(x + first * 16, mask=ok, other=0), BG)
+        x1 = _each_row(tl.load(x + (first * 16 + 1), mask=ok, other=0), BG)
+        x2 = _each_row(tl.load(x + (first * 16 + 2), mask=ok, other=0), BG)
+        x3 = _each_row(tl.load(x + (first * 16 + 3), mask=ok, other=0), BG)
+        low, high = dot_nibbles(even, x0, x1, none, none, t0, t1, t2, t3, PTX)
+        low, high = dot_nibbles(odd, x2, x3, low, high, t0, t1, t2, t3, PTX)
+        low, high = low.to(tl.float32), high.to(tl.float32)
+        if EXACT:
+            low_rest, high_rest = dot_nibbles(even, x0, x1, none, none, r0, r1, r2, r3, PTX)
+            low_rest, high_rest = dot_nibbles(
+                odd, x2, x3, low_rest, high_rest, r0, r1, r2, r3, PTX
+            )  # fmt: skip
+            low += low_rest.to(tl.float32) * REST_SHARE
+            high += high_rest.to(tl.float32) * REST_SHARE
+        factor = xscale[:, :, None] * scale.to(tl.float32)[:, None, :]
+        acc_low += low * factor
+        acc_high += high * factor
+    low_step = tl.load(table).to(tl.float32, bitcast=True)
+    high_step = tl.load(table + 4).to(tl.float32, bitcast=True)
+    return tl.sum(tl.sum(acc_low * low_step + acc_high * high_step, 0), 0)
 
 
 @triton.jit
@@ -138,18 +188,23 @@ def dot_int8(
     codes, row_words, xq, xs, NUM_WORDS: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr,
     row_ok, PTX: tl.constexpr,
 ):  # fmt: skip
-    """int8 rows, row_words int32 words apart: float32 ``[ROWS]``, without the rows' scales."""
+    """int8 rows, row_words int32 words apart: float32 ``[ROWS]``, without the rows' scales.
+
+    Four words, which share a scale of the activations, become one integer.
+    """
     word = tl.arange(0, BW)
+    group = tl.arange(0, BW // 4)
     row = tl.arange(0, ROWS).to(tl.int64)
-    acc = tl.zeros((ROWS, BW), tl.float32)
+    acc = tl.zeros((ROWS, BW // 4), tl.float32)
     for first in tl.static_range(0, NUM_WORDS, BW):
         k = first + word
         ok = k < NUM_WORDS
         at = row[:, None] * row_words + k[None, :]
         w = tl.load(codes + at, mask=row_ok[:, None] & ok[None, :], other=0)
         x = tl.load(xq + k, mask=ok, other=0)
-        scale = tl.load(xs + k // 4, mask=ok, other=0.0)
-        sums = dot_bytes(w, tl.broadcast_to(x[None, :], (ROWS, BW)), PTX)
+        scale = tl.load(xs + first // 4 + group, mask=first + 4 * group < NUM_WORDS, other=0.0)
+        products = dot_bytes(w, tl.broadcast_to(x[None, :], (ROWS, BW)), PTX)
+        sums = tl.sum(tl.reshape(products, (ROWS, BW // 4, 4)), 2)
         acc += sums.to(tl.float32) * scale[None, :]
     return tl.sum(acc, 1)
 
@@ -175,7 +230,8 @@ def dot_bf16(
 @triton.jit
 def dot16(
     codes, scales, group, first_input, xq, xs, table, IN_FEATURES: tl.constexpr,
-    NUM_INPUTS: tl.constexpr, BITS: tl.constexpr, WARPS: tl.constexpr, PTX: tl.constexpr,
+    NUM_INPUTS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, WARPS: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """Rows 16·group … of a weight times NUM_INPUTS activations from first_input on.
 
@@ -184,9 +240,10 @@ def dot16(
         scales: float16 absmax a block (4 bits) or float32 absmax a row (8 bits).
         group: Which 16 rows.
         first_input: Where in the row to begin, a multiple of 64. xq and xs point there already.
-        xq: int32 pointer to int8 activations, or to bfloat16 ones.
+        xq: int64 pointer to int16 activations, four each, or to bfloat16 ones.
         xs: Their float32 scales, one for 16.
-        table: 4 bits: int32 ``[4]``, see tables.py.
+        table: 4 bits: int32 ``[10, 4]``, `level_tables` four times.
+        EXACT: 4 bits: whether the table has rests.
 
     Returns:
         float32 ``[16]``.
@@ -195,11 +252,10 @@ def dot16(
     group = group.to(tl.int64)
     if BITS == 4:
         block = group * (IN_FEATURES // 64) + first_input // 64
-        sums = dot_x16(
+        return dot_x16(
             codes + block * 128, (scales + block * 16).to(tl.pointer_type(tl.int32)), xq, xs, table,
-            NUM_INPUTS // 64, 2 * WARPS, PTX,
+            NUM_INPUTS // 64, 2 * WARPS, EXACT, PTX,
         )  # fmt: skip
-        return sums * UNIT
     if BITS == 8:
         first = codes + (group * 16 * IN_FEATURES + first_input) // 4
         sums = dot_int8(
@@ -219,20 +275,20 @@ def rms_scale(squares, NUM_GROUPS: tl.constexpr, PADDED: tl.constexpr, hidden_si
 
 
 @triton.jit
-def store_quantized(values, xq8, xs, group, BITS: tl.constexpr):
-    """Sixteen activations as int8 with their scale, or as bfloat16 where the weights are."""
+def store_quantized(values, xq, xs, group, BITS: tl.constexpr):
+    """Sixteen activations as int16 with their scale, or as bfloat16 where the weights are."""
     i = tl.arange(0, 16)
     if BITS == 16:
-        tl.store(xq8 + group * 16 + i, values.to(tl.bfloat16))
+        tl.store(xq + group * 16 + i, values.to(tl.bfloat16))
     else:
         largest = tl.max(tl.abs(values))
-        inverse = tl.where(largest > 0, 127.0 / tl.maximum(largest, 1e-30), 0.0)
-        tl.store(xq8 + group * 16 + i, tl.floor(values * inverse + 0.5).to(tl.int8))
-        tl.store(xs + group, largest * (1.0 / 127.0))
+        inverse = tl.where(largest > 0, 32767.0 / tl.maximum(largest, 1e-30), 0.0)
+        tl.store(xq + group * 16 + i, tl.floor(values * inverse + 0.5).to(tl.int16))
+        tl.store(xs + group, largest * (1.0 / 32767.0))
 
 
 @triton.jit
-def publish(x, values, norm, squares, xq8, xs, group, BITS: tl.constexpr):
+def publish(x, values, norm, squares, xq, xs, group, BITS: tl.constexpr):
     """Sixteen rows of the residual stream: as they are, and prepared for the next product.
 
     The norm's scalar is not known before all rows are; being one factor for the whole vector it
@@ -242,4 +298,4 @@ def publish(x, values, norm, squares, xq8, xs, group, BITS: tl.constexpr):
     tl.store(x + rows, values)
     tl.store(squares + group, tl.sum(values * values))
     weighted = values * tl.load(norm + rows).to(tl.float32)
-    store_quantized(weighted, xq8, xs, group, BITS)
+    store_quantized(weighted, xq, xs, group, BITS)

@@ -37,8 +37,12 @@ from quant.kernels.triton.step_weights import (
     parts_of,
     pieces,
 )
-from quant.kernels.triton.tables import BITS, int8_table
+from quant.kernels.triton.tables import BITS, level_tables
 from quant.tensor import QuantTensor
+
+# Of gate and up, by bits of a weight. So that in 4 bits six programs of two warps share a
+# multiprocessor, and all programs of a token start at once on 132; in 8 bits four of eight warps.
+GATE_REGISTERS = {4: 168, 8: 56, 16: None}
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -81,7 +85,7 @@ class DecodeStep(StepBuffers):
         self._final_norm = final_norm
         self._experts = experts
         self._inverse_frequencies = inverse_frequencies
-        self._tables: dict[str, Tensor] = {}
+        self._tables: dict[tuple[str, bool], Tensor] = {}
         self._pdl = self._has_pdl()
         self.choice = TokenChoice(self, self._launch())
         asks = experts is not None and experts.cpu is not None and self._device.type == "cuda"
@@ -96,7 +100,7 @@ class DecodeStep(StepBuffers):
 
     def _words(self, codes: Tensor) -> Tensor:
         """An activation buffer as its readers want it."""
-        return codes if codes.dtype == torch.bfloat16 else codes.view(torch.int32)
+        return codes if codes.dtype == torch.bfloat16 else codes.view(torch.int64)
 
     def _launch(self) -> dict[str, Any]:
         """Options of every launch."""
@@ -117,12 +121,13 @@ class DecodeStep(StepBuffers):
             **self._launch(),
         }
 
-    def _table(self, format_name: str) -> Tensor:
-        """The format's 16 values on the device, each word four times, see dots.py."""
-        if format_name not in self._tables:
-            words = torch.tensor(int8_table(format_name), dtype=torch.int32)
-            self._tables[format_name] = words.repeat_interleave(4).to(self._device)
-        return self._tables[format_name]
+    def _table(self, format_name: str, exact: bool) -> Tensor:
+        """The format's `level_tables` on the device, each word four times, see dots.py."""
+        key = format_name, exact
+        if key not in self._tables:
+            words = level_tables(format_name, exact)
+            self._tables[key] = words.repeat_interleave(4).to(self._device)
+        return self._tables[key]
 
     @property
     def _norm_options(self) -> dict[str, int]:
@@ -162,8 +167,9 @@ class DecodeStep(StepBuffers):
         sizes, tuning = self.sizes, self.tuning
         qkv_codes, qkv_scales = parts_of(layer.qkv)
         project_kernel[(layer.qkv.shape[0] // 16,)](
-            qkv_codes, qkv_scales, self._words(self._xq), self._xs, self._table(layer.qkv.format),
-            self._squares, self._qkv, sizes.rms_norm_eps, **self._norm_options,
+            qkv_codes, qkv_scales, self._words(self._xq), self._xs,
+            self._table(layer.qkv.format, True), self._squares, self._qkv, sizes.rms_norm_eps,
+            EXACT=True, **self._norm_options,
             **self._options(layer.qkv.format, tuning.project_warps),
         )  # fmt: skip
         rep = sizes.num_heads // sizes.num_kv_heads
@@ -187,7 +193,7 @@ class DecodeStep(StepBuffers):
         num_pieces = pieces(inputs, tuning.project_splits)
         self._add(
             parts_of(layer.o), (0, 0), (self._oq, self._os), layer.post_norm, layer.o.format,
-            width=inputs // num_pieces, num_slots=num_pieces, splits=num_pieces,
+            width=inputs // num_pieces, num_slots=num_pieces, splits=num_pieces, exact=True,
         )  # fmt: skip
 
     def _add(
@@ -201,6 +207,7 @@ class DecodeStep(StepBuffers):
         width: int,
         num_slots: int,
         splits: int,
+        exact: bool = False,
         routed_layer: int | None = None,
     ) -> None:
         """Launch add_kernel; routed_layer is the index of a layer of experts."""
@@ -209,11 +216,11 @@ class DecodeStep(StepBuffers):
         asks = self._asks(slots)
         add_kernel[(self.sizes.hidden_size // 16, splits)](
             *weight, slots, self._weights[layer_idx], *strides, self._words(inputs[0]), inputs[1],
-            self._table(format_name), self._x, norm, self._squares, self._xq, self._xs,
+            self._table(format_name, exact), self._x, norm, self._squares, self._xq, self._xs,
             self._partial, self._counters, self._asked, self._num_asked[layer_idx:],
             self._fetched, self._arrived,
             WIDTH=width, NUM_SLOTS=num_slots, SPLIT=splits, ROUTED=routed, ASKS=asks,
-            FIRST_FIXED=self._first_fixed(slots),
+            EXACT=exact, FIRST_FIXED=self._first_fixed(slots),
             **self._options(format_name, self.tuning.add_warps),
         )  # fmt: skip
 
@@ -255,10 +262,10 @@ class DecodeStep(StepBuffers):
         num_slots: int, width: int, format_name: str,
     ) -> None:  # fmt: skip
         gate_up_kernel[(width // 16, num_slots)](
-            *weight, slots, *strides, self._words(self._xq), self._xs, self._table(format_name),
-            self._squares, self._aq, self._as, self.sizes.rms_norm_eps,
-            WIDTH=width, FIRST_FIXED=self._first_fixed(slots), ASKS=self._asks(slots),
-            **self._norm_options,
+            *weight, slots, *strides, self._words(self._xq), self._xs,
+            self._table(format_name, False), self._squares, self._aq, self._as,
+            self.sizes.rms_norm_eps, WIDTH=width, FIRST_FIXED=self._first_fixed(slots),
+            ASKS=self._asks(slots), maxnreg=GATE_REGISTERS[BITS[format_name]], **self._norm_options,
             **self._options(format_name, self.tuning.gate_warps),
         )  # fmt: skip
 

@@ -51,7 +51,7 @@ class StepBuffers:
         hidden, heads = sizes.hidden_size, sizes.num_heads * sizes.head_dim
         slots = sizes.num_experts_per_tok + sizes.num_shared_experts
         inner = max(sizes.intermediate_size, slots * sizes.expert_width)
-        codes = torch.bfloat16 if self._linear_format == "bf16" else torch.int8
+        codes = torch.bfloat16 if self._linear_format == "bf16" else torch.int16
         self._x = self._new(hidden)
         self._squares = self._new(hidden // 16)
         self._xq, self._xs = self._new(hidden, dtype=codes), self._new(hidden // 16)
