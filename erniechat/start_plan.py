@@ -60,7 +60,8 @@ def fetch_plan(plan: Plan, options: LoadOptions) -> FetchPlan:
     """
     folder = copy_folder(plan, options.model)
     written = partial_folder(folder) / DATA_FILE
-    nbytes = finished_nbytes(plan.readings, plan.formats)
+    has_copy = options.copy and (folder / INDEX_FILE).exists()
+    nbytes = 0 if has_copy else finished_nbytes(plan.readings, plan.formats)
     if written.exists():
         nbytes = max(0, nbytes - written.stat().st_size)
     hub = plan.hub
@@ -68,7 +69,7 @@ def fetch_plan(plan: Plan, options: LoadOptions) -> FetchPlan:
         [shard.nbytes for shard in hub.shards] if hub else [],
         missing_nbytes(hub) if hub else [],
         nbytes,
-        has_copy=options.copy and (folder / INDEX_FILE).exists(),
+        has_copy=has_copy,
         keeps_copy=options.copy,
         discards=options.discard_originals,
         hub_disk=disk_of(hub.folder if hub else folder),

@@ -50,7 +50,7 @@ ERNIECHAT_TOP_P and top_p. The first that is given counts: flag, preset, variabl
 
 exit status:
   0 answered    1 bug, or what cannot be written    2 usage    3 model not available
-  4 does not fit into memory    5 input longer than the context
+  4 does not fit into memory or on the disk    5 input longer than the context
   6 answer breaks the asked-for structure
   124 time limit    130 interrupted    143 terminated    141 reader of stdout went away"""
 

@@ -75,6 +75,7 @@ def test_contradictions_are_errors():
     assert "more than once" in error_of("-p", "a", "-p", "b")
     assert "contradict" in error_of("--raw", "--system", "x")
     assert "contradict" in error_of("-p", "-", "--no-stdin")
+    assert "contradict" in error_of("--no-copy", "--discard-originals")
 
 
 def test_missing_and_surplus_values_are_named():
