@@ -3,6 +3,7 @@
 Results do not depend on what is in RAM: experts are summed in the order of their ids.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 
@@ -257,13 +258,21 @@ class DiskExpertStore:
         Returns:
             Whether it is in RAM or on its way now; not if all that is there must be kept.
         """
+        return self._begin(key, kept, math.inf)
+
+    def fetch_guess(self, key: ExpertKey, kept: Collection[ExpertKey]) -> bool:
+        """`fetch`, but nobody who is used more leaves for it."""
+        return self._begin(key, kept, self._heat.of(key))
+
+    def _begin(self, key: ExpertKey, kept: Collection[ExpertKey], most: float) -> bool:
+        """Begin to read an expert unless all not kept are used more than most."""
         if key in self._cache:
             return True
         while len(self._cache) == self.num_slots:
             # Counted from the layer that is being computed: it comes again after all others.
             at = key.layer_idx if self._pass_layer < 0 else self._pass_layer
             victim = self._heat.coldest(at, kept)
-            if victim is None:
+            if victim is None or self._heat.of(victim) > most:
                 return False
             self.drop(victim)
         self._cache.fetch(key)

@@ -80,6 +80,10 @@ class Heat:
             self._heat /= self._unit
             self._unit = 1.0
 
+    def of(self, key: ExpertKey) -> float:
+        """How much an expert is used, in a unit of its own."""
+        return float(self._heat[self._rows[key.layer_idx], key.expert_idx])
+
     def coldest(self, layer_idx: int, kept: Collection[ExpertKey]) -> ExpertKey | None:
         """Who leaves: the coldest that is held and not kept; None if all must be kept.
 

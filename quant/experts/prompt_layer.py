@@ -37,6 +37,10 @@ class Shelf(Protocol):
         """Begin to read an expert in the place of one not kept; False if there is none."""
         ...
 
+    def fetch_guess(self, key: ExpertKey, kept: Collection[ExpertKey]) -> bool:
+        """`fetch`, but nobody who is used more leaves for it."""
+        ...
+
     def take(self, key: ExpertKey) -> ExpertWeights:
         """An expert that was fetched, once it is here."""
         ...
@@ -127,7 +131,7 @@ class _Reads:
             num_staged += 1
         most = min(MAX_STAGED, self._shelf.num_slots // 4)
         while self._later and not self._unread and num_staged + len(self.guessed) < most:
-            if not self._shelf.fetch(self._later[0], [*self.waiting, *self.guessed]):
+            if not self._shelf.fetch_guess(self._later[0], [*self.waiting, *self.guessed]):
                 return
             self.guessed.append(self._later.popleft())
 

@@ -280,6 +280,16 @@ def test_a_long_prompt_has_the_next_layers_experts_read_ahead(copy, num_tokens, 
     assert store.uses[1].experts_run == 8  # what came ahead of time came from the disk too
 
 
+def test_nobody_who_is_used_more_leaves_for_a_guess(copy):
+    store = disk_store(copy, 12)
+    store.warm([ExpertKey(1, e) for e in range(8)] + [ExpertKey(4, e) for e in range(4)])
+    favourites = (torch.ones(1, HIDDEN), torch.arange(4)[None], torch.ones(1, 4))
+    for _ in range(3):
+        store.forward(4, *favourites)
+    store.forward(1, *routing(64, torch.Generator().manual_seed(8)))  # all eight, in one go
+    assert all(ExpertKey(4, e) in store for e in range(4))
+
+
 def test_a_disk_that_fails_ahead_of_time_is_told_in_the_layer_that_asks(copy, monkeypatch):
     store, resident = disk_store(copy, 16), resident_store(copy, "reference")
     preadv, fails = os.preadv, []
