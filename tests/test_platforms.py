@@ -27,8 +27,8 @@ for package in (erniechat, quant):
         try:
             importlib.import_module(module.name)
             number += 1
-        except ModuleNotFoundError as exc:
-            assert exc.name == "triton", exc
+        except ModuleNotFoundError as exc:  # of an extra that is not installed
+            assert exc.name.split(".")[0] not in {"erniechat", "quant", *POSIX}, exc
 print(number)
 """
 
