@@ -52,7 +52,7 @@ def files_price(
         known: The last price; a file is read again once it has changed.
     """
     try:
-        stats = [(name, Path(name).expanduser().stat()) for name in named_paths(text)]
+        stats = [(name, Path(os.path.expanduser(name)).stat()) for name in named_paths(text)]
         key = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
         if key not in known:
             bodies = [body for _, body in expand(text)[1]]

@@ -159,6 +159,15 @@ def test_a_narrow_stats_page_keeps_the_names_of_its_rows(keys: PipeInput):
     ]
 
 
+def test_a_file_in_a_folder_that_looks_like_somebodys_home_has_a_price(
+    keys: PipeInput, tmp_path: Path
+):
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "x").write_text("one two")
+    chat = Chat(keys, [])
+    assert "of files" in toolbar_text(chat.session, 80, "@~nobody-here/x")
+
+
 def test_the_price_of_files_is_counted_once_and_not_at_each_key(keys: PipeInput, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("one two three")
     chat = Chat(keys, [])
