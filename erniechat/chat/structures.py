@@ -1,7 +1,7 @@
 """What an answer must be: JSON schema, grammar or regular expression, read by llguidance."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from erniechat.errors import UsageError
@@ -86,7 +86,16 @@ def _adds_up(schema: Any) -> bool:
     if not isinstance(schema, dict):
         return False
     beside = "properties" in schema and _ALTERNATIVES & schema.keys()
-    return bool(_MERGING & schema.keys() or beside) or any(map(_adds_up, schema.values()))
+    return bool(_MERGING & schema.keys() or beside) or any(map(_adds_up, _parts(schema)))
+
+
+def _parts(schema: dict[Any, Any]) -> Iterator[Any]:
+    """The schemas in a schema: names of properties are no keywords, and values are no schemas."""
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, dict):
+            yield from value.values()
+        elif key not in _VALUES:
+            yield value
 
 
 def _closed(schema: Any) -> Any:

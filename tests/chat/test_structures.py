@@ -41,6 +41,11 @@ def test_what_says_otherwise_is_left_as_it_is(schema: object) -> None:
     assert closed_schema(schema) == schema
 
 
+def test_names_of_properties_and_values_are_no_keywords() -> None:
+    named = {"properties": {"if": NUMBER, "allOf": {"const": {"allOf": 1}}}}
+    assert closed_schema(named) == named | {"additionalProperties": False}
+
+
 def test_alternatives_that_add_to_an_object_stay_open() -> None:
     either = [{"properties": {"a": NUMBER}}, {"properties": {"b": NUMBER}}]
     assert closed_schema({"properties": {"n": NUMBER}, "anyOf": either})["anyOf"] == either
