@@ -91,6 +91,7 @@ class Answerer:
         self._screen.line()
         end = view.record.end
         if end is not None:
+            self._screen.log.write(end_line(end))
             self._session.totals.add(end)
         return view.record if end is not None and end.finish_reason != "cancelled" else None
 

@@ -251,7 +251,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "undo", "[n]", "drop the last exchange; its message comes back", undo_command, (), (),
-        "With a number, the last n exchanges.",
+        "With a number, the last n exchanges. A summary that /compact made goes before what was "
+        "said before it.",
     ),
     Command(
         "compact", "[n]", "summarise the first n exchanges", compact_command, (), (),

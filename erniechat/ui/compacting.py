@@ -67,11 +67,14 @@ def asked_compaction(session: Session, number: int | None) -> Compaction:
         hint = ("/compact 1 summarises it too",) if ends else ()
         raise UsageError(f"there is {have} to summarise yet", *hint)
     if number is not None and number > len(ends):
-        raise UsageError(f"there are {exchanges(len(ends))} to summarise, got {number}")
+        left = " left" if session.summary else ""
+        have = f"{'is' if len(ends) == 1 else 'are'} {exchanges(len(ends))}{left}"
+        hint = (f"/compact {len(ends)} takes all",) if ends else ()
+        raise UsageError(f"there {have} to summarise, got {number}", *hint)
     able = readable(session, ends[: number or -1])
     if not able or (number is not None and len(able) < number):
         raise UsageError(
-            f"so much, a request and its summary are longer than the context of "
+            f"with its summary that is longer than the context of "
             f"{count(session.backend.info.context_length)}",
             f"/compact {len(able)} does" if able else "/undo or /reset makes room",
         )

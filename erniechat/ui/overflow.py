@@ -8,7 +8,7 @@ from functools import partial
 from erniechat.chat.conversation import Message
 from erniechat.chat.summary import Compaction, as_read
 from erniechat.errors import ErnieChatError
-from erniechat.ui.compacting import exchange_ends, plan_compaction, readable
+from erniechat.ui.compacting import WORTHWHILE_TOKENS, exchange_ends, plan_compaction, readable
 from erniechat.ui.prompt import Prompt
 from erniechat.ui.session import Session, Turn
 from erniechat.ui.text import count, gib
@@ -57,7 +57,11 @@ def make_fit(session: Session, turn: Turn, prompt: Prompt, summarise: Summarise)
         if session.attached:
             session.screen.note("its files come along again; /file - takes them away")
         return False
-    choices[chosen - 1].act()
+    try:
+        choices[chosen - 1].act()
+    except ErnieChatError:
+        session.give_back(turn)
+        raise
     return make_fit(session, turn, prompt, summarise)
 
 
@@ -143,7 +147,8 @@ def _summarised(session: Session, turn: Turn, needed: int, summarise: Summarise)
     ]
     context = session.backend.info.context_length
     for plan in plans:
-        if needed - plan.freed + plan.most <= context:
+        fits = needed - plan.freed + plan.most <= context
+        if fits and plan.freed >= WORTHWHILE_TOKENS:
             gain = f"−{count(plan.freed)} tok, then +{count(plan.most)} at most"
             return [Choice(f"summarise {plan.what} ({gain})", partial(summarise, plan))]
     return []

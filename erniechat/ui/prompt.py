@@ -182,7 +182,7 @@ class PlainPrompt:
         self._drop_typed()
         try:
             return self._line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return False
 
     def _drop_typed(self) -> None:

@@ -171,6 +171,7 @@ class Session:
         thoughts, text = record.thoughts, record.text
         if part is not None:
             thoughts, text = (part.thoughts or "") + thoughts, part.content + text
+            self.summaries = summaries_of(self.summaries, len(self.messages))
             if self._file:
                 self._file.keep(len(self.messages), "continue")
         if not self.raw:

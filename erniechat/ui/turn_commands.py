@@ -85,8 +85,10 @@ def undo_command(session: Session, argument: str) -> None:
         raise UsageError(f'/undo takes a number of exchanges, got "{argument}"')
     before = session.num_context_tokens
     dropped = num_summaries = 0
+    brought_back = False
     for _ in range(int(argument or 1)):
-        if session.drop_summary() is not None:
+        if (summary := session.drop_summary()) is not None:
+            brought_back = brought_back or summary.num_messages > 0
             num_summaries += 1
             continue
         text = session.drop_exchange("undo")
@@ -99,7 +101,7 @@ def undo_command(session: Session, argument: str) -> None:
     after = session.num_context_tokens
     undone = [exchanges(dropped)] if dropped else []
     if num_summaries:
-        undone.insert(0, "the summary; what it stood for is back")
+        undone.insert(0, f"the summary{'; what it stood for is back' if brought_back else ''}")
     freed = f"{count(before - after)} tok freed" if before >= after else f"{count(after)} tok now"
     session.screen.note(f"undone: {', '.join([*undone, freed])}")
 

@@ -16,6 +16,7 @@ from erniechat.chat.sessions import find_session, load_session
 from erniechat.chat.summary import SUMMARY_HEAD, SUMMARY_REQUEST, Summary
 from erniechat.errors import MemoryLimitError
 from erniechat.events import TurnEnd, Usage
+from erniechat.ui.log import Log
 from tests.fakes import INFO, Script, thinking, words
 from tests.ui.screen_of import TerminalRun, erniechat
 from tests.ui.test_overflow import CLEAR, Choosing
@@ -148,10 +149,18 @@ def test_the_session_keeps_the_originals_and_comes_back_with_the_summary(keys: P
     assert contents(again.session.conversation) == list(TALK)
 
 
+def test_undo_of_a_continued_answer_is_not_undo_of_the_summary(keys: PipeInput) -> None:
+    chat = talking(keys, words(SUMMARY), words(" and on"), saving=True)
+    chat.choose("y\r")
+    assert "undone: 1 exchange" in chat.type("/compact", "/continue", "/undo", CLEAR)
+    assert chat.session.summaries == [Summary(SUMMARY, 4, 4)]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
         ("/undo", CLEAR),
+        ("/continue",),
         ("more", "/undo", CLEAR + "/undo", "/undo", CLEAR),
         ("/retry", "on"),
         ("/undo", "/undo 2", CLEAR + "more"),
@@ -208,7 +217,7 @@ def test_a_model_that_always_thinks_gets_tokens_for_it(keys: PipeInput) -> None:
     [
         ("/compact x", 'error: /compact takes a number of exchanges, got "x"'),
         ("/compact 0", 'error: /compact takes a number of exchanges, got "0"'),
-        ("/compact 4", "error: there are 3 exchanges to summarise, got 4"),
+        ("/compact 4", "error: there are 3 exchanges to summarise, got 4; /compact 3 takes all"),
         ("/compact 2", "longer than the context of 320; /compact 1 does"),
     ],
 )
@@ -216,6 +225,28 @@ def test_wrong_requests_are_one_line(keys: PipeInput, line: str, error: str) -> 
     chat = talking(keys, context_length=int((re.findall(r"of (\d+);", error) or [4096])[0]))
     assert error in chat.type(line).replace("\n", " ")
     assert chat.backend.asked == []
+
+
+def test_more_than_is_left_says_what_is_left(keys: PipeInput) -> None:
+    chat = talking(keys, words(SUMMARY))
+    chat.choose("y\r")
+    out = chat.type("/compact", "/compact 2")
+    assert "error: there is 1 exchange left to summarise, got 2; /compact 1 takes all\n" in out
+
+
+def test_a_summary_of_what_another_session_has_brings_nothing_back(keys: PipeInput) -> None:
+    chat = talking(keys)
+    chat.session.replace_conversation([], summaries=[Summary(SUMMARY, 0, 0)])
+    assert "undone: the summary, 16 tok freed\n" in chat.type("/undo")
+
+
+def test_a_summary_is_in_the_log(keys: PipeInput, tmp_path: Path) -> None:
+    chat = talking(keys, words(SUMMARY))
+    path = tmp_path / "log"
+    chat.session.screen.log = Log(str(path))
+    chat.choose("y\r")
+    chat.type("/compact")
+    assert "reply stop: read " in path.read_text()
 
 
 def test_too_little_to_gain_is_told(keys: PipeInput) -> None:

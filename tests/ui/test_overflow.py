@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import sys
 
 import pytest
 from prompt_toolkit.input import PipeInput
@@ -9,6 +10,7 @@ from prompt_toolkit.key_binding import KeyPress
 
 from erniechat.chat.conversation import Message
 from erniechat.chat.sessions import load_session, session_paths
+from erniechat.errors import MemoryLimitError
 from erniechat.ui.overflow import find_choices, make_fit
 from erniechat.ui.prompt import LinePrompt, PlainPrompt
 from erniechat.ui.session import Turn
@@ -87,6 +89,29 @@ def test_the_context_can_be_raised(chat: Choosing) -> None:
     chat.type(LONG)
     assert chat.backend.info.context_length == 4096
     assert sent(chat) == [["a1 a2", "b1 b2 b3", "c1", "d1 d2 d3 d4 d5 d6", LONG]]
+
+
+def test_the_message_comes_back_where_the_context_cannot_be_raised(
+    chat: Choosing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, num_tokens: int) -> None:
+        raise MemoryLimitError("no memory for it")
+
+    monkeypatch.setattr(type(chat.backend), "raise_context", refuse)
+    chat.choose("1", "3")
+    assert "error: no memory for it\n" in chat.type(LONG, "")  # Enter alone sends it again
+    assert sent(chat) == [[LONG]]
+
+
+def test_a_question_in_a_dumb_terminal_takes_ctrl_c_for_a_no(
+    chat: Choosing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "readline", interrupted)
+    assert not PlainPrompt(chat.session.screen).confirm("Go on?")
 
 
 def test_the_first_exchanges_can_be_left_out_and_stay_in_the_old_session(chat: Choosing) -> None:
