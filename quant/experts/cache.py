@@ -133,12 +133,14 @@ class ExpertCache:
         reads: list[Future[None]] = []
         try:
             for at in range(0, end - begin, PIECE_NBYTES):
+                reads.append(Future())
                 length = stored.span[1] - begin
-                reads.append(self._readers.submit(self._read, memory, begin, at, length))
+                self._readers.submit(self._read, reads[-1], memory, begin, at, length)
             self._residents[key] = _Resident(slot, weights, reads)
-        except BaseException:  # no thread can be started, or Ctrl-C
+        except BaseException:  # no thread can be started, or Ctrl-C; what was submitted is queued
             self._residents.pop(key, None)
-            wait(reads)  # the slot is free again: nobody may be writing to it
+            # The slot is free again: nobody may be writing to it, now or when its turn comes.
+            wait([read for read in reads if not read.cancel()])
             raise
         self.num_reads += 1
         self.nbytes_read += end - begin
@@ -180,14 +182,22 @@ class ExpertCache:
             del self._residents[key]
         return failed
 
-    def _read(self, memory: memoryview, begin: int, at: int, end: int) -> None:
+    def _read(
+        self, read: "Future[None]", memory: memoryview, begin: int, at: int, end: int
+    ) -> None:
         """Read one piece: from at on, at least to end, counted from the file's byte begin."""
-        stop = min(at + PIECE_NBYTES, len(memory))
-        while at < min(stop, end):
-            count = os.preadv(self._file, [memory[at:stop]], begin + at)
-            if count == 0:
-                raise OSError(0, "it is shorter than it was")
-            at += count
+        if not read.set_running_or_notify_cancel():
+            return
+        try:
+            stop = min(at + PIECE_NBYTES, len(memory))
+            while at < min(stop, end):
+                count = os.preadv(self._file, [memory[at:stop]], begin + at)
+                if count == 0:
+                    raise OSError(0, "it is shorter than it was")
+                at += count
+            read.set_result(None)
+        except BaseException as exc:
+            read.set_exception(exc)
 
 
 def open_direct(path: Path) -> int:

@@ -159,7 +159,7 @@ class DiskExpertStore:
         if self._predict is None or next_layer is None or not room:
             return
         likely = self._predict(next_layer, x).topk(len(chosen)).indices.tolist()
-        keys = [ExpertKey(next_layer, expert_idx) for expert_idx in likely]
+        keys = [key for i in likely if self.may_ask(key := ExpertKey(next_layer, i))]
         missing = [key for key in keys if key not in self._cache][:NUM_AHEAD]
         for key in missing:
             self._fetch(key, [*kept, *keys])

@@ -121,9 +121,9 @@ class ExpertTail:
     def exchange(self, leaving: ExpertKey, coming: ExpertKey) -> None:
         """Let an expert go to another place, and have one that is read meanwhile in its stead."""
         with self._lock:
-            self._disk.exchange(leaving, coming)
             self._keys.remove(leaving)
-            self._keys.add(coming)
+            self._keys.add(coming)  # first: should its read not begin, it is read when asked for
+            self._disk.exchange(leaving, coming)
 
     def join(self, key: ExpertKey) -> None:
         """Have an expert that has no other place any more; it is read when it is asked for."""

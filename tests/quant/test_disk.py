@@ -4,6 +4,7 @@ import os
 import re
 import threading
 import time
+from concurrent.futures import wait as futures_wait
 from itertools import pairwise
 from pathlib import Path
 
@@ -334,6 +335,44 @@ def test_a_slot_is_not_lost_where_no_thread_can_be_had(copy, monkeypatch):
         assert torch.equal(codes_of(cache.take(ExpertKey(1, expert))), codes)
     with pytest.raises(QuantError, match="all 2 slots"):
         cache.fetch(ExpertKey(1, 3))
+
+
+def test_a_read_that_was_queued_in_vain_does_not_write_into_the_next_experts_slot(
+    copy, monkeypatch
+):
+    monkeypatch.setattr("quant.experts.cache.PIECE_NBYTES", 4096)
+    cache = ExpertCache(copy.path, stored(copy), 1, num_readers=2)
+    first = stored(copy)[ExpertKey(1, 0)].span[0] // 4096 * 4096
+    preadv, start, started = os.preadv, threading.Thread.start, []
+    is_waited_for, is_taken = threading.Event(), threading.Event()
+
+    def reading(handle, buffers, offset):
+        if offset == first:
+            is_waited_for.wait(10)
+        if offset == first + 4096:
+            is_taken.wait(10)
+        return preadv(handle, buffers, offset)
+
+    def starting(thread):
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def waiting(reads):
+        is_waited_for.set()
+        return futures_wait(reads)
+
+    monkeypatch.setattr(os, "preadv", reading)
+    monkeypatch.setattr(threading.Thread, "start", starting)
+    monkeypatch.setattr("quant.experts.cache.wait", waiting)
+    with pytest.raises(RuntimeError, match="new thread"):
+        cache.fetch(ExpertKey(1, 0))
+    cache.fetch(ExpertKey(1, 5))
+    found = codes_of(cache.take(ExpertKey(1, 5)))
+    is_taken.set()
+    cache._readers.shutdown()
+    assert torch.equal(found, copy["1.5.gate_up"].parts["codes"])
 
 
 @pytest.mark.skipif(

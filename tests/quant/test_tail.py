@@ -280,6 +280,34 @@ def test_moves_before_one_that_fails_are_known_to_the_gpu(copy, monkeypatch):
         check_prompt(tiers, layer, 40)
 
 
+def test_who_leaves_the_gpu_is_found_though_no_read_of_it_could_begin(copy, monkeypatch):
+    tiers = Tiers(copy, 4)
+    near = next(key for key in TAIL if key.layer_idx == 1)
+    tiers.ask(1, [near.expert_idx])
+
+    def failing(key):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiers.cache, "fetch", failing)
+        with pytest.raises(RuntimeError, match="new thread"):
+            tiers.store.swap(near, ON_GPU[0])
+    assert tiers.tail.keys == {*TAIL, ON_GPU[0]} - {near}
+    tiers.ask(ON_GPU[0].layer_idx, [ON_GPU[0].expert_idx])
+    for layer in LAYERS:
+        check_prompt(tiers, layer, 40)
+
+
+def test_nobody_is_read_ahead_of_a_token_whom_the_gpu_has(copy):
+    tiers = Tiers(copy, 4)
+    key = ON_GPU[1]
+    tiers.tail._disk._predict = lambda layer, x: torch.eye(NUM_EXPERTS)[key.expert_idx]
+    far = next(i for i in range(NUM_EXPERTS) if ExpertKey(key.layer_idx - 1, i) in TAIL)
+    arguments = (torch.ones(1, HIDDEN), torch.tensor([[far]]), torch.ones(1, 1))
+    tiers.tail.forward(key.layer_idx - 1, *arguments)
+    assert key not in tiers.cache
+
+
 def test_a_layer_of_which_the_gpu_has_nothing_is_read_on_the_cpu(copy):
     tiers = Tiers(copy, 8)
     store = tiers.store
