@@ -12,13 +12,12 @@ import torch
 from erniechat.backend import ExpertUse, MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
-from erniechat.chat.tags import Section
 from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
 from erniechat.context import growth_events, lengthen, make_room
 from erniechat.current_session import CurrentSession
-from erniechat.errors import CheckpointError, ContextLengthError, MemoryLimitError, UsageError
-from erniechat.events import Progress, StreamEvent, TextDelta, ToolCall
+from erniechat.errors import ContextLengthError, UsageError
+from erniechat.events import Progress, StreamEvent
 from erniechat.generation.generate import Limits, decode, drawing_of, prefill
 from erniechat.generation.guide import Guide
 from erniechat.generation.sampling import Sampler
@@ -26,10 +25,10 @@ from erniechat.model.decoder import Decoder
 from erniechat.model.kept_cache import KeptCaches
 from erniechat.options import SamplingOptions, Structure
 from erniechat.prompts import PromptTools
+from erniechat.reply import in_words, reply_events
 from erniechat.turn import Turn, sampler_of
-from quant.errors import QuantError
 from quant.experts.adapter import ExpertAdapter
-from quant.memory import lacks_memory, process_memory
+from quant.memory import process_memory
 
 ADAPT_EVERY = 256  # tokens of a reply
 
@@ -220,7 +219,7 @@ class Engine:
         )
         guides: list[Guide] = [*self.prompts.budget(options.think_budget, parser)]
         guides += self.prompts.structure(structure, prompt, parser, self._stop_ids)
-        return _in_words(
+        return in_words(
             self._stream(input_ids, parser, sampler_of(options), limits, seed, guides, session)
         )
 
@@ -267,7 +266,16 @@ class Engine:
                 self._cancelled.is_set,
                 guides,
             )
-            yield from self._events(token_ids, parser, turn, guides)
+            yield from reply_events(
+                self._counted(token_ids),
+                self.prompts.tokenizer.stream_decoder(),
+                parser,
+                turn,
+                guides,
+                self._stop_ids,
+                self._kv_cache,
+                self._cancelled.is_set,
+            )
         yield turn.end(seed, guides)
         self._adapt()
 
@@ -276,61 +284,10 @@ class Engine:
         if self._adapter is not None:
             self._adapter.adapt(self.num_tokens_seen)
 
-    def _events(
-        self,
-        token_ids: Iterator[int],
-        parser: ReplyParser | None,
-        turn: Turn,
-        guides: Sequence[Guide],
-    ) -> Iterator[StreamEvent]:
-        """Decode and parse tokens as they come, and count and time them by section."""
-        decoder = self.prompts.tokenizer.stream_decoder()
-        clock = time.perf_counter()
+    def _counted(self, token_ids: Iterator[int]) -> Iterator[int]:
+        """The same tokens, counted; now and then experts move before one is passed on."""
         for token_id in token_ids:
             self.num_tokens_seen += 1
             if self.num_tokens_seen % ADAPT_EVERY == 0:
                 self._adapt()
-            yield from turn.tell_budget(guides)
-            yield from growth_events(self._kv_cache)
-            section: Section = parser.section if parser else "answer"
-            turn.tokens[section] += 1
-            if token_id in self._stop_ids:
-                turn.finish_reason = "stop"
-                pieces = decoder.flush()
-            else:
-                pieces = decoder.feed(token_id)
-            events = _parse(parser, pieces)
-            now = time.perf_counter()
-            turn.seconds[section] += now - clock
-            clock = now
-            turn.has_called |= any(isinstance(event, ToolCall) for event in events)
-            yield from events
-        if self._cancelled.is_set() and turn.finish_reason != "stop":
-            turn.finish_reason = "cancelled"
-        rest = _parse(parser, decoder.flush())
-        yield from rest
-        if parser:
-            yield from parser.finish()
-
-
-def _in_words(events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
-    """The same events; what fails below, where nothing knows of users, in words for them."""
-    try:
-        yield from events
-    except QuantError as exc:
-        raise CheckpointError(str(exc)) from exc
-    except (MemoryError, RuntimeError) as exc:
-        if not lacks_memory(exc):
-            raise
-        is_gpu = isinstance(exc, torch.OutOfMemoryError)
-        place, flag = ("GPU", "--gpu-memory") if is_gpu else ("machine", "--cpu-memory")
-        raise MemoryLimitError(
-            f"the {place} has no memory left for this reply",
-            f"close what else uses it, or start again with less {flag} or --ctx",
-        ) from exc
-
-
-def _parse(parser: ReplyParser | None, pieces: Sequence[str]) -> list[StreamEvent]:
-    if parser is None:
-        return [TextDelta(str(piece)) for piece in pieces if piece]
-    return list(parser.feed_all(pieces))
+            yield token_id

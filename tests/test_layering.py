@@ -62,6 +62,7 @@ RANKS = (
             "erniechat.current_session",
             "erniechat.context",
             "erniechat.prompts",
+            "erniechat.reply",
             "erniechat.turn",
         ),
         ("erniechat.ui",),
