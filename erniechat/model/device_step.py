@@ -189,7 +189,8 @@ class CapturedStep:
 
     def preparations(self, drawing: Drawing) -> list[Callable[[], object]]:
         """The captures that a first reply would wait for, in the order in which it needs them."""
-        chunks = [] if self.chunk is None else [partial(self._chunk_graph, n) for n in BUCKETS]
+        reads_chunks = self.reads(BUCKETS[0])  # a capture runs a chunk, wherever its experts are
+        chunks = [partial(self._chunk_graph, n) for n in BUCKETS] if reads_chunks else []
         return [*chunks[:1], partial(self._run_graph, drawing), *chunks[1:]]
 
     def _replay(self, graph: torch.cuda.CUDAGraph) -> None:

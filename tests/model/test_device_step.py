@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from erniechat.generation.generate import drawing_of
+from erniechat.generation.sampling import Sampler
 from erniechat.model import device_step
 from erniechat.model.device_step import CapturedStep
 from erniechat.model.kv_cache import KVCache
+from erniechat.model.machine_costs import BUCKETS
 from quant.errors import QuantError
 from quant.experts.tiered import TieredExpertStore
 
@@ -78,8 +81,11 @@ def test_a_prompt_is_captured_only_while_no_expert_is_on_disk():
     store.server, store.tail = Server(), SimpleNamespace(is_empty=True)
     captured = CapturedStep(None, SimpleNamespace(), CPU, store)
     assert [captured.reads(n) for n in (0, 1, 2)] == [False, True, True]
+    drawing = drawing_of(Sampler(), VOCAB, seed=0)
+    assert len(captured.preparations(drawing)) == 1 + len(BUCKETS)
     store.tail.is_empty = False
     assert [captured.reads(n) for n in (0, 1, 2)] == [False, True, False]
+    assert len(captured.preparations(drawing)) == 1  # a capture would run it, too
     store.tail = None
     assert captured.reads(2)
 
