@@ -117,7 +117,7 @@ class ExpertCache:
         """Begin to read an expert unless it is here or on its way.
 
         Raises:
-            QuantError: If no slot is free.
+            QuantError: If no slot is free, or no thread can be had to read it.
         """
         if key in self._residents:
             return
@@ -137,10 +137,12 @@ class ExpertCache:
                 length = stored.span[1] - begin
                 self._readers.submit(self._read, reads[-1], memory, begin, at, length)
             self._residents[key] = _Resident(slot, weights, reads)
-        except BaseException:  # no thread can be started, or Ctrl-C; what was submitted is queued
+        except BaseException as exc:  # Ctrl-C too; what was submitted is queued all the same
             self._residents.pop(key, None)
             # The slot is free again: nobody may be writing to it, now or when its turn comes.
             wait([read for read in reads if not read.cancel()])
+            if isinstance(exc, RuntimeError):
+                raise QuantError("no thread can be started to read experts; end some") from exc
             raise
         self.num_reads += 1
         self.nbytes_read += end - begin

@@ -326,7 +326,7 @@ def test_a_slot_is_not_lost_where_no_thread_can_be_had(copy, monkeypatch):
         return submit(*args)
 
     monkeypatch.setattr(cache._readers, "submit", sometimes)
-    with pytest.raises(RuntimeError, match="new thread"):
+    with pytest.raises(QuantError, match="no thread"):
         cache.fetch(ExpertKey(1, 0))
     assert ExpertKey(1, 0) not in cache
     for expert in (1, 2):
@@ -366,7 +366,7 @@ def test_a_read_that_was_queued_in_vain_does_not_write_into_the_next_experts_slo
     monkeypatch.setattr(os, "preadv", reading)
     monkeypatch.setattr(threading.Thread, "start", starting)
     monkeypatch.setattr("quant.experts.cache.wait", waiting)
-    with pytest.raises(RuntimeError, match="new thread"):
+    with pytest.raises(QuantError, match="no thread"):
         cache.fetch(ExpertKey(1, 0))
     cache.fetch(ExpertKey(1, 5))
     found = codes_of(cache.take(ExpertKey(1, 5)))
