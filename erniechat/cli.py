@@ -35,12 +35,20 @@ if TYPE_CHECKING:
 HUNG_UP = 129  # 128 + SIGHUP
 
 
+def _prepare_process() -> None:
+    """Settle what torch finds when it is imported, unless the user has settled it."""
+    from quant.allocator import keep_freed_memory
+
+    # While a thread waits for another that has lost its core, spinning costs more than it saves
+    # (with another process on two cores, 10 times the time of a reply).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
+
+
 def _load_engine(
     options: LoadOptions, progress: Callable[[Progress], None], warn: Callable[[str], None]
 ) -> ChatBackend:
-    # Before torch starts its threads: while one waits for another that has lost its core, spinning
-    # costs more than it saves (with another process on two cores, 10 times the time of a reply).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _prepare_process()
     with imports_that_stay():
         from erniechat.early import find_early
 
@@ -63,7 +71,7 @@ def _load_prompt_tools(options: LoadOptions) -> PromptTools:
 def _run_bench(
     load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # measured as it is used
+    _prepare_process()  # measured as it is used
     with imports_that_stay():
         from erniechat.bench import run_bench
 

@@ -93,6 +93,16 @@ def test_draws_follow_the_distribution() -> None:
     assert shares == pytest.approx([0.5, 0.25, 0.125, 0.125], abs=0.025)
 
 
+@pytest.mark.parametrize("point", [0.0, 0.999, 1.0])
+def test_what_cannot_be_drawn_is_not_drawn_at_the_ends_either(
+    monkeypatch: pytest.MonkeyPatch, point: float
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([point]).double())
+    logits = torch.tensor([-1e9, 0.0, 1.0, -1e9])
+    drawn = Sampler().choose(logits, (), torch.Generator())
+    assert drawn == (1 if point == 0 else 2)
+
+
 def test_a_seed_repeats_the_draws() -> None:
     first, second = (torch.Generator().manual_seed(7) for _ in range(2))
     sampler = Sampler(temperature=1.5)
