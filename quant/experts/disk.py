@@ -177,6 +177,8 @@ class DiskExpertStore:
 
     def learn(self, uses: Mapping[int, np.ndarray], num_tokens: float) -> None:
         """Count what tokens chose that others ran, by layer index and expert."""
+        if self._pass_layer >= 0:  # a prompt that had nothing to ask for in its last layer
+            self._end_pass()
         self._heat.add(uses)
         self._heat.pass_token(num_tokens)
 

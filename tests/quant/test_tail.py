@@ -308,6 +308,17 @@ def test_nobody_is_read_ahead_of_a_token_whom_the_gpu_has(copy):
     assert key not in tiers.cache
 
 
+def test_a_prompt_counts_though_it_asks_for_nobody_in_the_last_layer(copy):
+    tiers = Tiers(copy, 4)
+    used, unused = ([key for key in TAIL if key.layer_idx == layer][:2] for layer in LAYERS)
+    tiers.tail._disk.warm([*used, *unused])
+    ids = torch.tensor([[key.expert_idx] for key in used] * 8)
+    tiers.tail.forward(1, torch.ones(16, HIDDEN), ids, torch.ones(16, 1))
+    tiers.ask(2, [TAIL[-1].expert_idx])
+    assert TAIL[-1] in tiers.cache
+    assert all(key in tiers.cache for key in used)
+
+
 def test_a_layer_of_which_the_gpu_has_nothing_is_read_on_the_cpu(copy):
     tiers = Tiers(copy, 8)
     store = tiers.store
