@@ -189,6 +189,6 @@ class Answerer:
         if end.finish_reason == "length":
             sampling = turn.sampling or session.settings.sampling
             note = length_note(record, sampling, session.backend.info.context_length)
-            goes_on = reached_limit(end, sampling) and not session.raw
-            self._screen.note(f"{note} · /continue" if goes_on else note)
+            way = " · /continue" if reached_limit(end, sampling) else " · /compact makes room"
+            self._screen.note(note if session.raw else note + way)
         return end.finish_reason != "cancelled"

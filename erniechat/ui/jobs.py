@@ -14,6 +14,7 @@ from erniechat.backend import ChatBackend
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.session_file import SessionFile
 from erniechat.chat.sessions import SavedChat
+from erniechat.chat.summary import summaries_of
 from erniechat.errors import TimeLimitError, UsageError
 from erniechat.events import Progress
 from erniechat.options import LoadOptions
@@ -169,11 +170,13 @@ def _request(job: Job, deadline: Deadline) -> Request:
     if output is not None:
         check_writable(output, force=True)
     system = read_system(settings.chat.system)
+    earlier = _answered(saved)
+    summaries = summaries_of(saved.summaries if saved else (), len(earlier))
     return Request(
         "",
         system if system is not None or saved is None else saved.system,
-        tuple(saved.messages) if saved else (),
-        saved.summaries[-1] if saved and saved.summaries else None,
+        tuple(earlier),
+        summaries[-1] if summaries else None,
         read_tool_file(arguments.tools).tools,
         raw=arguments.raw,
         think=settings.think,
@@ -187,6 +190,14 @@ def _request(job: Job, deadline: Deadline) -> Request:
         stats=settings.display.stats,
         sanitize=settings.display.sanitize,
     )
+
+
+def _answered(saved: SavedChat | None) -> list[Message]:
+    """The messages of a session but a last one without an answer: another one follows it."""
+    messages = list(saved.messages) if saved else []
+    if messages and messages[-1].role == "user":
+        messages.pop()
+    return messages
 
 
 @contextmanager
@@ -207,6 +218,9 @@ def _session_file(job: Job, request: Request) -> Iterator[SessionFile | None]:
     warn = job.terminal.note
     file = SessionFile.resume(saved, warn) if saved else SessionFile(warn, load)
     file.set_system(request.system)
+    if saved and len(request.earlier) < len(saved.messages):
+        job.terminal.note(f"the last message of session {saved.id} has no answer and is left out")
+        file.keep(len(request.earlier), "unanswered")
     try:
         yield file
     finally:

@@ -44,6 +44,22 @@ def test_the_time_limit_ends_with_124() -> None:
     assert b"--timeout 0.05 seconds" in result.stderr
 
 
+def test_a_message_without_an_answer_is_not_followed_by_another(tmp_path: Path) -> None:
+    path = tmp_path / "erniechat" / "sessions" / "1122-a.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [{"type": "session"}]
+    for role, text in (("user", "A?"), ("assistant", "B."), ("user", "Who killed me?")):
+        lines.append({"type": "message", "message": {"role": role, "content": text}})
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    asked = ("-c", "-p", "What is 17 + 25?")
+    result = run(*asked, env={**os.environ, "XDG_DATA_HOME": str(tmp_path)})
+    assert (
+        b"note: the last message of session 1122-a has no answer and is left out" in result.stderr
+    )
+    roles = [message.role for message in load_session(path).messages]
+    assert roles == ["user", "assistant", "user", "assistant"]
+
+
 def test_a_chat_is_cut_gone_on_with_left_and_come_back_to(tmp_path: Path) -> None:
     home = {"XDG_DATA_HOME": str(tmp_path), "ERNIECHAT_SAVE": "yes"}
     command = [*COMMAND, "--think", "off"]

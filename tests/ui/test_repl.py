@@ -139,7 +139,7 @@ def test_a_length_stop_is_told(keys: PipeInput):
         (3, "stopped at --max-tokens 3, still thinking: no answer began; raise it or set "
             "--think-budget · /continue\n"),
         (9, "stopped since the context of 4,096 tokens is full, still thinking: no answer began; "
-            "raise --ctx or set --think-budget\n"),
+            "raise --ctx or set --think-budget · /compact makes room\n"),
     ],
 )  # fmt: skip
 def test_a_length_stop_in_the_thinking_says_that_no_answer_began(
@@ -148,6 +148,12 @@ def test_a_length_stop_in_the_thinking_says_that_no_answer_began(
     cut: Script = [*thinking("Hm let me"), TurnEnd("length", Usage(prompt=3, thinking=3))]
     out = Chat(keys, [cut], max_tokens=limit, width=200).type("Q")
     assert said in out
+
+
+def test_a_full_context_says_what_makes_room(keys: PipeInput):
+    cut: Script = [*words("Half an"), TurnEnd("length", Usage(prompt=3, answer=2))]
+    out = Chat(keys, [cut], width=200).type("Q")
+    assert "stopped: the context of 4,096 tokens is full · /compact makes room\n" in out
 
 
 def test_a_length_stop_of_one_retry_names_its_own_limit(keys: PipeInput):
