@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from erniechat.errors import UsageError
 from erniechat.options import BenchOptions, DisplayOptions, LoadOptions
+from erniechat.paths import user_path
 from erniechat.ui.arguments import Arguments, chat_parser, parse_arguments, version_line
 from erniechat.ui.failure import closed_stream, report_failure, silence
 from erniechat.ui.inputs import has_stray_bytes
@@ -95,7 +96,7 @@ def _kept_names(action: str) -> list[str]:
 
 def _start_notice(options: LoadOptions) -> StartNotice | None:
     """What a first start of a model on the hub will fetch."""
-    if "/" not in options.model or os.path.exists(os.path.expanduser(options.model)):
+    if "/" not in options.model or os.path.exists(user_path(options.model)):
         return None
     from erniechat.resolve import locate
 

@@ -6,7 +6,6 @@ our codes stand for, since there is no quantized form of it that would be loaded
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from erniechat.model.families import family_of
 from erniechat.model.family import Dense, Routed, Slot, routed_name
 from erniechat.model.folder import INDEX_FILE
 from erniechat.options import LoadOptions
+from erniechat.paths import user_path
 from erniechat.planning import Plan, make_plan
 from erniechat.resolve import locate
 from erniechat.sizes import shown_file_size
@@ -57,7 +57,7 @@ def export(options: LoadOptions, target: str, progress: Progress | None = None) 
         ModelError: If the model cannot be had.
         DiskLimitError: If the disk is full.
     """
-    folder = Path(os.path.expanduser(target)).absolute()
+    folder = user_path(target).absolute()
     if folder.exists():
         raise UsageError(f'"{target}" is there already; name a folder that is not')
     files = locate(options)

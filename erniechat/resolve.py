@@ -1,6 +1,5 @@
 """Where a model's files are: built in, in a folder or GGUF file, or on the hub."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from erniechat.hub.gguf import find_gguf, recorded_gguf, split_name
 from erniechat.hub.listing import GgufOnly, HubModel, find_model
 from erniechat.mini import checkpoint_folder
 from erniechat.options import LoadOptions
+from erniechat.paths import user_path
 
 BUILT_IN = "mini"
 GGUF_SUFFIX = ".gguf"
@@ -72,7 +72,7 @@ def _locate_here(options: LoadOptions) -> ModelFiles | None:
         return ModelFiles(checkpoint_folder())
     if not options.model:
         raise UsageError('--model must be a folder or owner/name, got ""')
-    folder = Path(os.path.expanduser(options.model))  # Path's own raises for unknown users
+    folder = user_path(options.model)
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()
     except OSError as exc:

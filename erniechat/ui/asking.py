@@ -6,12 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from erniechat.chat.structures import check_structure
 from erniechat.errors import UsageError
 from erniechat.options import ChatOptions, Structure
+from erniechat.paths import user_path
 from erniechat.ui.arguments import Arguments
 from erniechat.ui.inputs import (
     WAIT_NOTICE,
@@ -130,7 +130,7 @@ def read_structure(asked: tuple[str, str] | None) -> Structure | None:
     kind, text = asked
     structure = Structure(kind, text)  # type: ignore[arg-type]  # the parser's names
     if text.startswith("@") and kind != "regex":
-        path = Path(os.path.expanduser(text[1:]))
+        path = user_path(text[1:])
         try:
             text = decode(path.read_bytes(), f'{structure.flag} "{path}"')
         except OSError as exc:

@@ -1,11 +1,10 @@
 """Files named in a message as @path: found, priced, and put before it."""
 
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from erniechat.errors import UsageError
+from erniechat.paths import user_path
 from erniechat.ui.files import as_message, read_texts
 
 _NAME = re.compile(r"(?<!\S)@(?:\"([^\"\n]+)\"|(\S+))")
@@ -17,7 +16,7 @@ def named_paths(text: str) -> list[str]:
     for match in _NAME.finditer(text):
         name = match.group(1) or match.group(2)
         for candidate in (name, name.rstrip(".,;:!?)")):
-            path = Path(os.path.expanduser(candidate))
+            path = user_path(candidate)
             try:
                 is_file = path.is_file()
             except OSError:  # a name too long, for one
@@ -52,7 +51,7 @@ def files_price(
         known: The last price; a file is read again once it has changed.
     """
     try:
-        stats = [(name, Path(os.path.expanduser(name)).stat()) for name in named_paths(text)]
+        stats = [(name, user_path(name).stat()) for name in named_paths(text)]
         key = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
         if key not in known:
             bodies = [body for _, body in expand(text)[1]]

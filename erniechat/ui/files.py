@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from erniechat.errors import ErnieChatError, UsageError
+from erniechat.paths import user_path
 from erniechat.ui.inputs import decode
 
 
@@ -54,7 +55,7 @@ def read_texts(pattern: str) -> list[tuple[Path, str]]:
     Raises:
         UsageError: If there is none, or one of them is not UTF-8 text.
     """
-    path = Path(os.path.expanduser(pattern))
+    path = user_path(pattern)
     paths = [path] if path.exists() else _glob(path)
     if not paths:
         raise UsageError(f'there is no file "{pattern}"')

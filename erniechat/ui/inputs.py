@@ -3,9 +3,9 @@
 import os
 import threading
 import time
-from pathlib import Path
 
 from erniechat.errors import UsageError
+from erniechat.paths import user_path
 
 WAIT_NOTICE_SECONDS = 2.0
 WAIT_NOTICE = "waiting for stdin (Ctrl-D ends it, --no-stdin ignores it)"
@@ -117,7 +117,7 @@ def join_prompt(stdin: str, prompt: str | None, text: str) -> str:
 
 def _read_file(path: str, what: str) -> str:
     try:
-        data = Path(os.path.expanduser(path)).read_bytes()
+        data = user_path(path).read_bytes()
     except OSError as exc:
         raise UsageError(f'cannot read {what} "{path}": {exc.strerror}') from exc
     return decode(data, f'{what} "{path}"')

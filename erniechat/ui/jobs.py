@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from erniechat.backend import ChatBackend
@@ -18,6 +16,7 @@ from erniechat.chat.summary import summaries_of
 from erniechat.errors import TimeLimitError, UsageError
 from erniechat.events import Progress
 from erniechat.options import LoadOptions
+from erniechat.paths import user_path
 from erniechat.ui.announce import GetNotice, announce
 from erniechat.ui.arguments import Arguments
 from erniechat.ui.asking import Asking, read_structure
@@ -166,7 +165,7 @@ def _request(job: Job, deadline: Deadline) -> Request:
         UsageError: If a file that it names cannot be read or written.
     """
     arguments, settings, saved = job.arguments, job.settings, job.saved
-    output = Path(os.path.expanduser(arguments.output)) if arguments.output else None
+    output = user_path(arguments.output) if arguments.output else None
     if output is not None:
         check_writable(output, force=True)
     system = read_system(settings.chat.system)

@@ -7,9 +7,9 @@ import os
 import sys
 import time
 import traceback
-from pathlib import Path
 
 from erniechat.errors import UsageError
+from erniechat.paths import user_path
 from erniechat.ui.text import one_line, visible
 
 STDERR = "-"
@@ -30,7 +30,7 @@ class Log:
         self.to_stderr = target == STDERR
         if target is None or self.to_stderr:
             return
-        path = Path(os.path.expanduser(target))
+        path = user_path(target)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as exc:

@@ -1,6 +1,5 @@
 """Commands that come back to conversations, branch them off, and bring them to files and back."""
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from erniechat.chat.sessions import SavedChat, find_session, load_session, sessi
 from erniechat.chat.summary import as_read
 from erniechat.chat.transcript import FORMATS, read_transcript, transcript
 from erniechat.errors import UsageError
+from erniechat.paths import user_path
 from erniechat.ui.config import config_path
 from erniechat.ui.files import check_writable, write_whole
 from erniechat.ui.screen import plain_table
@@ -111,7 +111,7 @@ def export_command(session: Session, argument: str) -> None:
     force = "--force" in words
     words = [word for word in words if word != "--force"]
     kind = words.pop(0) if words and words[0] in FORMATS else ""
-    path = Path(os.path.expanduser(" ".join(words))) if words else None
+    path = user_path(" ".join(words)) if words else None
     if not kind and path is not None:
         kind = path.suffix.removeprefix(".")
     if kind not in FORMATS:
@@ -130,7 +130,7 @@ def load_command(session: Session, argument: str) -> None:
     """Go on from a conversation in a file, in a session of its own."""
     if not argument:
         raise UsageError("/load takes a path", "/load chat.json")
-    messages = read_transcript(Path(os.path.expanduser(argument)))
+    messages = read_transcript(user_path(argument))
     session.replace_conversation(messages)
     turns, tokens = exchanges(session.num_exchanges), count(session.num_context_tokens)
     session.screen.note(f"loaded {turns}, {tokens} tok")

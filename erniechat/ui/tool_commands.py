@@ -8,14 +8,13 @@
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from erniechat.chat.tools import check_tools
 from erniechat.errors import UsageError
+from erniechat.paths import user_path
 from erniechat.ui.inputs import decode
 
 
@@ -49,7 +48,7 @@ def read_tool_file(path: str | None, *, yes: bool = False) -> ToolFile:
         return ToolFile()
     source = f'--tools "{path}"'
     try:
-        data = json.loads(decode(Path(os.path.expanduser(path)).read_bytes(), source))
+        data = json.loads(decode(user_path(path).read_bytes(), source))
     except OSError as exc:
         raise UsageError(f"cannot read {source}: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:

@@ -1,14 +1,13 @@
 """Commands that work on the turns of a conversation: again, on, back, changed, copied."""
 
 import dataclasses
-import os
 import re
 from difflib import get_close_matches
-from pathlib import Path
 
 from erniechat.chat.conversation import Message
 from erniechat.errors import UsageError
 from erniechat.options import OPTIONS
+from erniechat.paths import user_path
 from erniechat.ui.clipboard import copy_text
 from erniechat.ui.compacting import asked_compaction
 from erniechat.ui.editor import edit_text
@@ -162,4 +161,4 @@ def file_command(session: Session, argument: str) -> None:
 
 def _paths(argument: str) -> list[str]:
     """One path where the whole argument is one, else a path for each word."""
-    return [argument] if Path(os.path.expanduser(argument)).exists() else argument.split()
+    return [argument] if user_path(argument).exists() else argument.split()
