@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -50,52 +50,44 @@ def shard_header(model: HubModel, shard: HubFile) -> ShardHeader:
     Raises:
         ModelError: If it cannot be had, or is none.
     """
-    path = model.folder / shard.name
-    if shard.name.lower().endswith(SUFFIX):
-        return _gguf_head(model, shard)
-    if path.exists():
+    path, is_gguf = model.folder / shard.name, shard.name.lower().endswith(SUFFIX)
+    if path.exists() and not is_gguf:
         return read_header(path)
     kept = model.record / f"{shard.name}.header"
-    try:
+    with suppress(OSError):
         return ShardHeader(kept.read_bytes(), shard.nbytes)
-    except OSError:
-        pass
     with hub_errors(model.name, model.commit):
-        start = patiently(lambda: read_range(model, shard, 0, FIRST_RANGE_NBYTES))
-        try:
-            length = header_nbytes(start, shard.nbytes)
-        except ValueError as exc:
-            raise CheckpointError(
-                f"{shard.name} is not a sound safetensors file ({exc})", "do not trust this model"
-            ) from exc
-        end = LENGTH_NBYTES + length
-        if end > len(start):
-            begin = len(start)
-            start += patiently(lambda: read_range(model, shard, begin, end))
-    header = ShardHeader(start[LENGTH_NBYTES:end], shard.nbytes)
-    write_whole(kept, lambda path: path.write_bytes(header.text))
-    return header
+        text = _gguf_head(model, shard) if is_gguf else _header_text(model, shard)
+    write_whole(kept, lambda path: path.write_bytes(text))
+    return ShardHeader(text, shard.nbytes)
 
 
-def _gguf_head(model: HubModel, shard: HubFile) -> ShardHeader:
+def _header_text(model: HubModel, shard: HubFile) -> bytes:
+    """The header of a safetensors file, its length left out."""
+    start = patiently(lambda: read_range(model, shard, 0, FIRST_RANGE_NBYTES))
+    try:
+        length = header_nbytes(start, shard.nbytes)
+    except ValueError as exc:
+        raise CheckpointError(
+            f"{shard.name} is not a sound safetensors file ({exc})", "do not trust this model"
+        ) from exc
+    begin, end = len(start), LENGTH_NBYTES + length
+    if end > begin:
+        start += patiently(lambda: read_range(model, shard, begin, end))
+    return start[LENGTH_NBYTES:end]
+
+
+def _gguf_head(model: HubModel, shard: HubFile) -> bytes:
     """The beginning of a GGUF file up to where its header ends, or somewhat more."""
-    kept = model.record / f"{shard.name}.header"
-    try:
-        return ShardHeader(kept.read_bytes(), shard.nbytes)
-    except OSError:
-        pass
     path, data, wanted = model.folder / shard.name, b"", GGUF_HEAD_NBYTES
-    with hub_errors(model.name, model.commit):
-        while True:
-            begin, end = len(data), min(wanted, shard.nbytes)
-            data += patiently(partial(read_range, model, shard, begin, end))
-            try:
-                read_gguf(path, ShardHeader(data, shard.nbytes))
-                break
-            except HeadTooShort:
-                wanted *= 2
-    write_whole(kept, lambda path: path.write_bytes(data))
-    return ShardHeader(data, shard.nbytes)
+    while True:
+        begin, end = len(data), min(wanted, shard.nbytes)
+        data += patiently(partial(read_range, model, shard, begin, end))
+        try:
+            read_gguf(path, ShardHeader(data, shard.nbytes))
+            return data
+        except HeadTooShort:
+            wanted *= 2
 
 
 def read_range(model: HubModel, shard: HubFile, begin: int, end: int) -> bytes:

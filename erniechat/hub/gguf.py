@@ -12,13 +12,14 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from erniechat.errors import CheckpointError, UsageError
-from erniechat.hub.failures import HubUnreachableError, hub_errors, offline_error, patiently
+from erniechat.hub.failures import patiently
 from erniechat.hub.listing import (
     COMMIT,
     HubFile,
     HubModel,
     hub_file,
     is_sound,
+    known_or_asked,
     record_folder,
     write_whole,
 )
@@ -66,17 +67,8 @@ def find_gguf(
         UsageError: If no file or several are meant; it names them.
         ModelError: If the model cannot be had.
     """
-    listing = recorded_gguf(name, revision)
-    is_settled = revision is None or COMMIT.fullmatch(revision) is not None or offline
-    if listing is None or not is_settled:
-        if offline:
-            raise offline_error(name)
-        try:
-            with hub_errors(name, revision):
-                listing = _ask(name, revision)
-        except HubUnreachableError:
-            if listing is None:
-                raise
+    known = recorded_gguf(name, revision)
+    listing = known_or_asked(name, revision, known, _ask, offline=offline)
     files = choose(name, listing.files, choice, quant)
     return HubModel(name, listing.commit, listing.folder, files)
 

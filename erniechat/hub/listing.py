@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -23,6 +23,8 @@ IDENTITY = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 SMALL_SUFFIXES = (".json", ".jinja")
 MAX_SHARD_NBYTES = 1 << 40
 MAX_SHARDS = 10_000
+
+KnownT = TypeVar("KnownT")
 
 
 class GgufOnly(Exception):
@@ -84,25 +86,51 @@ def find_model(name: str, revision: str | None, *, offline: bool) -> HubModel:
     """
     from huggingface_hub import constants
 
-    pinned = revision is None or COMMIT.fullmatch(revision) is not None
-    cached = cached_model(name, revision)
-    if cached is not None and (pinned or offline):
-        return cached
-    if offline:
-        raise offline_error(name)
+    known = cached_model(name, revision)
     try:
-        with hub_errors(name, revision):
-            found = _ask(name, revision)
+        return known_or_asked(name, revision, known, _ask, offline=offline)
     except HubUnreachableError:
-        if cached is not None:
-            return cached
         raise
     except ModelNotFoundError as exc:
         near = _near_names(name, Path(constants.HF_HUB_CACHE))
         if near:
             raise ModelNotFoundError(exc.message, f"in your cache: {', '.join(near)}") from exc
         raise
-    return found
+
+
+def known_or_asked(
+    name: str,
+    revision: str | None,
+    known: KnownT | None,
+    ask: Callable[[str, str | None], KnownT],
+    *,
+    offline: bool,
+) -> KnownT:
+    """What is known of a repository, or what the hub says of it where that may be something else.
+
+    Args:
+        name: ``owner/name``.
+        revision: Branch, tag or commit; None for the newest that is known.
+        known: From an earlier answer; it serves as well where the hub does not answer.
+        ask: Asks the hub for a name's revision.
+        offline: Whether the network must not be used.
+
+    Raises:
+        ModelError: If nothing is known and the hub does not tell.
+        UsageError: If the name cannot be one.
+    """
+    is_settled = revision is None or COMMIT.fullmatch(revision) is not None
+    if known is not None and (is_settled or offline):
+        return known
+    if offline:
+        raise offline_error(name)
+    try:
+        with hub_errors(name, revision):
+            return ask(name, revision)
+    except HubUnreachableError:
+        if known is None:
+            raise
+        return known
 
 
 def cached_model(name: str, revision: str | None) -> HubModel | None:
