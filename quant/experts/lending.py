@@ -142,6 +142,9 @@ class SlotLender:
     def take_back(self, num_usable: int) -> int:
         """Have slots up to num_usable for experts again; returns how many came back.
 
+        Those used most do, pinned until then or not. What these leave of pinned memory that is
+        held anyway goes to others who are in the tail: with nobody there the GPU reaches all.
+
         Raises:
             QuantError: If one of the tail's cannot be read.
         """
@@ -157,6 +160,7 @@ class SlotLender:
             store.carry_all(list(zip(coming, free, strict=False)))
         finally:
             store.host.give_back(left - self._slots(store.pinned))
+        self._empty_tail()
         self._tidy()
         self._share_rows()
         return len(coming)
@@ -173,6 +177,19 @@ class SlotLender:
             store.carry_all(moves)
         finally:
             store.host.give_back(touched - self._slots(store.pinned))
+
+    def _empty_tail(self) -> None:
+        """Those of the tail who are used most go to pinned memory that nobody is in."""
+        store = self._store
+        if store.tail is None or not store.host.num_free:
+            return
+        hits = self._known_hits()
+        coming = sorted(store.tail.keys, key=lambda key: (-hits(key), key))[: store.host.num_free]
+        places = store.host.take(len(coming))
+        try:
+            store.carry_all(list(zip(coming, places, strict=True)))
+        finally:
+            store.host.give_back(set(places) - self._slots(store.pinned))
 
     @property
     def _num_places(self) -> int:

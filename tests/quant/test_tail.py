@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from quant.experts.adapter import ExpertAdapter
 from quant.experts.cache import ExpertCache, StoredExpert
 from quant.experts.disk import DiskExpertStore
 from quant.experts.host_pool import HostPool
+from quant.experts.lending import SlotLender
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool
 from quant.experts.sharing import SharingCosts
@@ -77,18 +79,25 @@ def at(like: ExpertWeights, table, expert_idx: int) -> ExpertWeights:
 
 
 class Tiers:
-    """A tiered store on the CPU: two experts "on the GPU", four pinned, ten in the tail."""
+    """A tiered store on the CPU: some experts "on the GPU", some pinned, the others in the tail."""
 
-    def __init__(self, copy: QuantizedCopy, num_slots: int, path: Path | None = None) -> None:
+    def __init__(
+        self,
+        copy: QuantizedCopy,
+        num_slots: int,
+        path: Path | None = None,
+        on_gpu: Sequence[ExpertKey] = ON_GPU,
+        pinned: Sequence[ExpertKey] = PINNED,
+    ) -> None:
         self.copy = copy
-        pool = ExpertPool(of_copy(copy, KEYS[0]), len(ON_GPU) + 1, CPU)
-        host = HostPool(pool, len(PINNED))
+        pool = ExpertPool(of_copy(copy, KEYS[0]), len(on_gpu) + 1, CPU)
+        host = HostPool(pool, len(pinned))
         slots = {layer: [NO_SLOT] * NUM_EXPERTS for layer in LAYERS}
         known: dict[int, list] = {layer: [None] * NUM_EXPERTS for layer in LAYERS}
-        for slot, key in enumerate(ON_GPU):
+        for slot, key in enumerate(on_gpu):
             slots[key[0]][key[1]] = slot
             pool.write(slot, of_copy(copy, key), torch.Tensor.copy_)
-        for row, key in enumerate(PINNED):
+        for row, key in enumerate(pinned):
             slots[key[0]][key[1]] = host.slot(row)
             pool.write_in(host.data[row], of_copy(copy, key), torch.Tensor.copy_)
             known[key[0]][key[1]] = pool.expert_in(host.data[row])
@@ -98,7 +107,7 @@ class Tiers:
         }
         self.cache = ExpertCache(path or copy.path, stored, num_slots)
         disk = DiskExpertStore(self.cache, LAYERS, NUM_EXPERTS, NUM_LAYERS, NativeBackend())
-        self.tail = ExpertTail(disk, TAIL)
+        self.tail = ExpertTail(disk, set(KEYS).difference(on_gpu, pinned))
         self.server = ExpertServer(
             known, NUM_LAYERS, HIDDEN, NativeBackend(), pinned=False, fetch=self.tail.fetch
         )
@@ -317,6 +326,30 @@ def test_a_prompt_counts_though_it_asks_for_nobody_in_the_last_layer(copy):
     tiers.ask(2, [TAIL[-1].expert_idx])
     assert TAIL[-1] in tiers.cache
     assert all(key in tiers.cache for key in used)
+
+
+@pytest.mark.parametrize("later", [0, 2])
+def test_who_left_for_the_disk_returns_though_others_take_its_slot(copy, later):
+    """Whoever was pinned is used more and takes the slots given back: so its own is free."""
+    pinned, on_gpu = KEYS[:4], KEYS[4:]
+    tiers = Tiers(copy, 4, on_gpu=on_gpu, pinned=pinned)
+    store, total = tiers.store, tiers.store.num_usable
+    lender = SlotLender(store, (later + 1) * store.pool.slot_nbytes * bool(later), lambda: 1 << 30)
+    for key in pinned:
+        store.routing_counts[key] = 100
+    lender.lend(total - 6)
+    assert len(tiers.tail.keys) == 6 - later
+    assert lender.take_back(total - 3) == 3
+    assert len(tiers.tail.keys) == 6 - later - 3
+    assert lender.take_back(total) == 3
+    assert tiers.tail.is_empty
+    assert not store.has_unaddressable
+    assert store.host.nbytes == 4 * store.pool.slot_nbytes
+    for layer in LAYERS:
+        far = tiers.far_ids(layer)
+        for first in range(0, len(far), 3):
+            tiers.ask(layer, far[first : first + 3])
+        check_prompt(tiers, layer, 40)
 
 
 def test_a_layer_of_which_the_gpu_has_nothing_is_read_on_the_cpu(copy):
