@@ -47,6 +47,7 @@ class Engine:
         kept_caches: Where what was read of saved conversations is kept; None keeps nothing.
         memory_left: Bytes that an asked-for budget leaves for a longer context; None for what
             is free.
+        page_calls: Bring mapped weights into memory, before a first reply waits for the disk.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Engine:
         adapter: ExpertAdapter | None = None,
         kept_caches: KeptCaches | None = None,
         memory_left: int | None = None,
+        page_calls: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._info = info
         self.decoder = decoder
@@ -71,6 +73,7 @@ class Engine:
         self._on_close = on_close
         self._adapter = adapter
         self._memory_left = memory_left
+        self._page_calls = page_calls
         self._kv_cache = decoder.new_kv_cache(info.context_length)
         self._session = CurrentSession(kept_caches, self._kv_cache)
         self._cancelled = threading.Event()
@@ -144,7 +147,7 @@ class Engine:
         """See `ChatBackend.warm_up`."""
         sampler = sampler_of(sampling.over(self._info.defaults))
         drawing = drawing_of(sampler, self.prompts.tokenizer.num_tokens, seed=0)
-        for prepare in self.decoder.preparations(drawing):
+        for prepare in (*self.decoder.preparations(drawing), *self._page_calls):
             if stop():
                 return
             prepare()

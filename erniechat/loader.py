@@ -33,6 +33,7 @@ from quant.copy import QuantizedCopy, WeightSource
 from quant.errors import QuantError
 from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
+from quant.experts.store import ResidentExpertStore
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
 from quant.kernels.triton.backend import import_launchers
@@ -129,6 +130,7 @@ def load_engine(
         kept_caches=_kept_caches(plan, options, warn),
         adapter=_adapter(decoder, plan, options, warn),
         memory_left=_memory_left(memory),
+        page_calls=_page_calls(plan, decoder, weights),
     )
 
 
@@ -183,6 +185,14 @@ def _adapter(
     if decoder.cache_memory is not None:
         decoder.cache_memory.lender.hits = adapter.hits
     return adapter
+
+
+def _page_calls(plan: Plan, decoder: Decoder, weights: WeightSource) -> list[Callable[[], object]]:
+    """What reads the copy from the disk, where all of it is run as it is mapped."""
+    is_mapped = isinstance(decoder.experts, ResidentExpertStore) and plan.device.type == "cpu"
+    if not is_mapped or not isinstance(weights, QuantizedCopy):
+        return []
+    return weights.page_calls()
 
 
 def _memory_left(memory: MemoryPlan) -> int | None:

@@ -10,6 +10,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +20,11 @@ from torch import Tensor
 from quant.copy_index import DTYPES, Place, damaged_index, is_entry, read_index
 from quant.copy_names import DATA_FILE
 from quant.errors import QuantError
+from quant.pages import ask_for_large_pages, read_pages
 from quant.tensor import QuantTensor
 from quant.watch import watch
+
+PIECE_NBYTES = 16 << 20  # a hundredth of a second of a fast disk
 
 Weight = QuantTensor | Tensor
 
@@ -118,6 +122,13 @@ class QuantizedCopy:
                 "again, and if that fails too delete its folder: it will be made again"
             )
 
+    def page_calls(self) -> list[Callable[[], object]]:
+        """Calls that bring the file into memory piece by piece, before it is asked for."""
+        return [
+            partial(read_pages, self._memory, begin, PIECE_NBYTES)
+            for begin in range(0, self.nbytes, PIECE_NBYTES)
+        ]
+
     def let_go(self) -> None:
         """Count none of the file as this process' memory until it is read again."""
         if hasattr(mmap, "MADV_DONTNEED"):  # nothing was written, so nothing is lost
@@ -214,7 +225,9 @@ def _map(path: Path, expected_nbytes: int) -> mmap.mmap:
             nbytes = os.fstat(file.fileno()).st_size
             if nbytes == expected_nbytes:
                 # Private: the pages are the page cache's until someone writes, and no one does.
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                ask_for_large_pages(memory)
+                return memory
     except FileNotFoundError:
         nbytes = 0
     raise QuantError(

@@ -33,6 +33,7 @@ from quant.tensor import QuantTensor
 
 POLL_SECONDS = 0.2
 SUMMED_BESIDE_NBYTES = 1 << 20  # a checksum takes a third of the time of writing
+LARGE_PAGE_NBYTES = 2 << 20
 
 
 def partial_folder(folder: Path) -> Path:
@@ -127,6 +128,7 @@ class CopyWriter:
             end_of_journal = end
         os.ftruncate(self._file.fileno(), end_of_data)
         self._file.seek(end_of_data)
+        self._paged = end_of_data
         os.ftruncate(self._journal.fileno(), end_of_journal)
         self._journal.seek(end_of_journal)
         if not end_of_journal:
@@ -159,6 +161,8 @@ class CopyWriter:
         data = part_bytes(part)
         is_large = len(data) >= SUMMED_BESIDE_NBYTES
         checksum = self._summing.submit(zlib.crc32, data) if is_large else None
+        if is_large:
+            self._make_pages(position, offset + len(data))
         write_all(self._file, bytes(offset - position))
         write_all(self._file, data)
         return {
@@ -168,6 +172,18 @@ class CopyWriter:
             "dtype": str(part.dtype).removeprefix("torch."),
             "crc32": zlib.crc32(data) if checksum is None else checksum.result(),
         }
+
+    def _make_pages(self, position: int, end: int) -> None:
+        """Let the page cache hold what comes from `position` to `end` in large pages.
+
+        A file system makes pages as large as a write is long and aligned. Whoever maps them has
+        one fault in 2 MB instead of one in 64 KB, and products read past fewer tables.
+        """
+        self._paged = max(self._paged, position + -position % LARGE_PAGE_NBYTES)
+        while self._paged < end:
+            with suppress(OSError):  # a full disk is told where the data is written
+                os.pwrite(self._file.fileno(), bytes(LARGE_PAGE_NBYTES), self._paged)
+            self._paged += LARGE_PAGE_NBYTES
 
     def sync(self) -> None:
         """Put all weights on the disk now, before what they were made from is deleted."""
@@ -179,6 +195,7 @@ class CopyWriter:
         """Put everything on the disk and give the copy its name."""
         self._syncer.close()
         self._syncer.check()
+        os.ftruncate(self._file.fileno(), self._file.tell())
         os.fsync(self._file.fileno())
         index = {
             "version": COPY_VERSION,

@@ -17,6 +17,7 @@ from erniechat.events import (
     StreamEvent,
     TextDelta,
     ThinkingDelta,
+    ThinkingEnd,
     ToolCall,
     TurnEnd,
 )
@@ -52,14 +53,18 @@ def test_a_reply_is_thinking_then_the_answer_then_the_end(engine: Engine) -> Non
     assert "carry 1" in joined(events, ThinkingDelta)
     assert last(events).finish_reason == "stop"
     order = [type(event) for event in events if not isinstance(event, Progress)]
-    assert order == sorted(order, key=[ThinkingDelta, TextDelta, TurnEnd].index)
+    assert order == sorted(order, key=[ThinkingDelta, ThinkingEnd, TextDelta, TurnEnd].index)
+    (thought,) = [event for event in events if isinstance(event, ThinkingEnd)]
+    usage, spent = last(events).usage, last(events).seconds
+    assert (thought.num_tokens, thought.seconds) == (usage.thinking, spent.think)
 
 
 def test_warming_up_prepares_for_the_asked_for_draws_until_it_is_told_to_stop(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.warm_up(GREEDY, lambda: False)  # on a CPU there is nothing to prepare
     done: list[object] = []
+    monkeypatch.setattr(engine, "_page_calls", ())
+    engine.warm_up(GREEDY, lambda: False)  # on a CPU there is nothing to prepare
 
     def preparations(drawing: Drawing) -> list[Callable[[], object]]:
         return [lambda: done.append(drawing), *(partial(done.append, i) for i in range(3))]
@@ -70,6 +75,16 @@ def test_warming_up_prepares_for_the_asked_for_draws_until_it_is_told_to_stop(
     assert isinstance(done[0], Drawing)
     assert done[0].temperature == 0.25
     assert done[0].num_tokens == engine.prompts.tokenizer.num_tokens
+
+
+def test_warming_up_brings_the_copy_into_memory_until_it_is_told_to_stop(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(engine._page_calls) == 2  # 30 MB of bf16, mapped
+    done: list[int] = []
+    monkeypatch.setattr(engine, "_page_calls", [partial(done.append, i) for i in range(3)])
+    engine.warm_up(GREEDY, lambda: len(done) == 2)
+    assert done == [0, 1]
 
 
 def test_no_tag_reaches_the_reader(engine: Engine) -> None:

@@ -105,8 +105,18 @@ print(time.time() - began)
 """
 
 
-def prepare(folder: Path, num_layers: int, num_experts: int, device: str) -> Path:
-    """A checkpoint and its copy; the checkpoint's folder."""
+def prepare(
+    folder: Path, num_layers: int, num_experts: int, device: str, texts: Path | None = None
+) -> Path:
+    """A checkpoint and its copy; the checkpoint's folder.
+
+    Args:
+        folder: Where both go.
+        num_layers: Of 28.
+        num_experts: Of 64.
+        device: That the copy is for.
+        texts: The folder of its tokenizer and template; the built-in model's if None.
+    """
     from erniechat.loader import make_plan
     from erniechat.planning import copy_folder
     from erniechat.resolve import locate
@@ -115,7 +125,7 @@ def prepare(folder: Path, num_layers: int, num_experts: int, device: str) -> Pat
 
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir()
-    write_sparse_checkpoint(checkpoint, num_layers, moe_num_experts=num_experts)
+    write_sparse_checkpoint(checkpoint, num_layers, texts, moe_num_experts=num_experts)
     options = LoadOptions(model=str(checkpoint), quant="nf4", device=device, ctx=4096)
     plan = make_plan(locate(options), options)
     target = copy_folder(plan, options.model)

@@ -305,3 +305,24 @@ def test_repair_writes_what_was_there_and_nothing_else(tmp_path):
     assert copy.damaged() == ["w3"]
     assert copy.repair("w3", WEIGHTS["w3"])
     assert copy.damaged() == []
+
+
+def test_pages_are_made_whole_and_ahead_and_hold_nothing_but_the_weights(tmp_path):
+    sizes = [700_001, *[13_000] * 30, 700_001, 5]  # 5.6 MB, 3.1 in small ones, 5.6
+    weights = {f"w{i}": torch.arange(1, 1 + size) + i for i, size in enumerate(sizes)}
+    folder = tmp_path / "copy"
+    with CopyWriter(folder, {}) as writer:
+        writer["w0"] = weights["w0"]
+        written = writer.nbytes
+    assert written == 5_600_008
+    assert (partial_folder(folder) / DATA_FILE).stat().st_size == 6 << 20
+    with CopyWriter(folder, {}) as writer:
+        for name in weights:
+            if name not in writer:
+                writer[name] = weights[name]
+        written = writer.nbytes
+        writer.finish()
+    assert (folder / DATA_FILE).stat().st_size == written < 15_000_000
+    copy = QuantizedCopy(folder)
+    copy.verify()
+    assert all(torch.equal(copy[name], weights[name]) for name in weights)  # type: ignore[arg-type]
