@@ -24,6 +24,14 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingEnd:
+    """The thinking is over: the tokens and seconds that `TurnEnd` will count as such."""
+
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReached:
     """The thinking was closed because its budget of tokens is used."""
 
@@ -115,5 +123,12 @@ class TurnEnd:
 
 
 StreamEvent = (
-    ThinkingDelta | TextDelta | BudgetReached | ContextGrown | ToolCall | Progress | TurnEnd
+    ThinkingDelta
+    | ThinkingEnd
+    | TextDelta
+    | BudgetReached
+    | ContextGrown
+    | ToolCall
+    | Progress
+    | TurnEnd
 )

@@ -10,7 +10,7 @@ from erniechat.chat.tags import Section
 from erniechat.chat.tokenizer import StreamDecoder
 from erniechat.context import growth_events
 from erniechat.errors import CheckpointError, MemoryLimitError
-from erniechat.events import StreamEvent, TextDelta, ToolCall
+from erniechat.events import StreamEvent, TextDelta, ThinkingDelta, ToolCall
 from erniechat.generation.guide import Guide
 from erniechat.model.kv_cache import KVCache
 from erniechat.turn import Turn
@@ -56,6 +56,10 @@ def reply_events(
         turn.seconds[section] += now - clock
         clock = now
         turn.has_called |= any(isinstance(event, ToolCall) for event in events)
+        if parser and section == "thinking" != parser.section:
+            yield from (event for event in events if isinstance(event, ThinkingDelta))
+            yield turn.thinking_end()
+            events = [event for event in events if not isinstance(event, ThinkingDelta)]
         yield from events
     if is_cancelled() and turn.finish_reason != "stop":
         turn.finish_reason = "cancelled"

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from erniechat.chat.tags import Section
-from erniechat.events import BudgetReached, FinishReason, Seconds, StreamEvent, TurnEnd, Usage
+from erniechat.events import (
+    BudgetReached,
+    FinishReason,
+    Seconds,
+    StreamEvent,
+    ThinkingEnd,
+    TurnEnd,
+    Usage,
+)
 from erniechat.generation.guide import Guide, ThinkingBudget
 from erniechat.generation.sampling import Sampler
 from erniechat.generation.structure import StructureGuide
@@ -45,6 +53,10 @@ class Turn:
         seconds = Seconds(self.read_seconds, self.seconds["thinking"], self.seconds["answer"])
         is_complete = all(g.is_complete for g in guides if isinstance(g, StructureGuide))
         return TurnEnd(reason, usage, seconds, seed, is_complete)
+
+    def thinking_end(self) -> ThinkingEnd:
+        """The event that ends the thinking."""
+        return ThinkingEnd(self.tokens["thinking"], self.seconds["thinking"])
 
     def tell_budget(self, guides: Sequence[Guide]) -> list[StreamEvent]:
         """Once, that the thinking was closed."""

@@ -10,11 +10,13 @@ from typing import Any
 from erniechat.backend import ExpertUse, MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.events import (
+    BudgetReached,
     ContextGrown,
     Seconds,
     StreamEvent,
     TextDelta,
     ThinkingDelta,
+    ThinkingEnd,
     ToolCall,
     TurnEnd,
     Usage,
@@ -22,6 +24,7 @@ from erniechat.events import (
 from erniechat.options import SamplingOptions, Structure
 
 GIB = 1 << 30
+SPENT = Seconds(0.5, 2.0, 4.0)  # of every reply that ends by itself
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class FakeBackend:
         self.asked.append(asked)
         usage = Usage(prompt=self.count_tokens(prompt))
         seed = asked.sampling.seed if asked.sampling.seed is not None else 7
-        began = time.monotonic()
+        began, is_thinking = time.monotonic(), False
         script = self.scripts[min(len(self.asked), len(self.scripts)) - 1] if self.scripts else []
         for step in script:
             if isinstance(step, Exception):
@@ -144,10 +147,13 @@ class FakeBackend:
                 yield TurnEnd("cancelled", usage, spent, seed)
                 return
             if not isinstance(step, Pause):
+                if isinstance(step, TextDelta | ToolCall) and is_thinking:
+                    yield ThinkingEnd(usage.thinking, SPENT.think)
+                is_thinking = isinstance(step, ThinkingDelta | BudgetReached)
                 usage = _counted(usage, step)
                 yield step
         called = any(isinstance(step, ToolCall) for step in script)
-        yield TurnEnd("tool_calls" if called else "stop", usage, Seconds(0.5, 2.0, 4.0), seed)
+        yield TurnEnd("tool_calls" if called else "stop", usage, SPENT, seed)
 
     def render_prompt(
         self,

@@ -115,6 +115,14 @@ def test_stdout_is_the_answer_and_one_newline_and_stderr_silent():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"The answer is 42.\n", b"")
 
 
+def test_the_line_of_the_thoughts_says_what_the_statistics_say():
+    done = run("reads-and-thinks", "-p", "hi", "--thoughts", "summary", "--stats", *MODEL)
+    first, *others = done.stderr.decode().splitlines()
+    assert first.startswith("thought for 2.0 s · ")  # the prompt's time is not part of it
+    (thinking,) = [line.split() for line in others if line.startswith("think ")]
+    assert thinking[1:5] == [first.split()[5], "tok", "2.0", "s"]
+
+
 def test_thoughts_never_reach_stdout():
     done = run("thinks", "-p", "hi", *MODEL)
     assert (done.stdout.decode(), done.stderr) == (POEM, b"")

@@ -100,7 +100,6 @@ class Answerer:
         return ReplyView(
             self._screen,
             session.thoughts_mode,
-            session.backend.count_tokens,
             session.raw,
             markdown=session.settings.display.markdown and not session.raw,
             sentences=session.settings.display.screen_reader,

@@ -122,8 +122,8 @@ class TextPresenter:
         if self._view is not None:
             self._view.draw()
         if self._thinking and self._mode == "summary":
-            elapsed = seconds(self.record.elapsed)
-            self._terminal.live.show(thinking_line(elapsed, self.record.num_thinking_deltas))
+            spent = seconds(self.record.thought_for)
+            self._terminal.live.show(thinking_line(spent, self.record.num_thinking_deltas))
 
     def _write(self, answer: str) -> None:
         if self._view is not None:
@@ -143,9 +143,8 @@ class TextPresenter:
         if self._mode == "full" and not self._terminal.quiet:
             self._terminal.write_error("\n\n")
         if self._asked == "summary":
-            elapsed = seconds(self.record.elapsed)
-            tokens, reached = self.record.num_thinking_deltas, self.record.budget_reached
-            self._terminal.line(thought_line(elapsed, tokens, reached))
+            spent, reached = seconds(self.record.thought_for), self.record.budget_reached
+            self._terminal.line(thought_line(spent, self.record.num_thoughts, reached))
 
     def finish(self) -> None:
         """Calls and the last newline; then what the answer has cost."""

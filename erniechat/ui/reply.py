@@ -13,6 +13,7 @@ from erniechat.events import (
     StreamEvent,
     TextDelta,
     ThinkingDelta,
+    ThinkingEnd,
     ToolCall,
     TurnEnd,
     Usage,
@@ -28,6 +29,8 @@ class ReplyRecord:
     calls: list[ToolCall] = field(default_factory=list)
     end: TurnEnd | None = None
     num_thinking_deltas: int = 0
+    thinking_began_at: float | None = None
+    thinking_end: ThinkingEnd | None = None
     budget_reached: bool = False
     growth: ContextGrown | None = None
     started_at: float = field(default_factory=time.monotonic)
@@ -38,6 +41,10 @@ class ReplyRecord:
             case ThinkingDelta(text):
                 self.thoughts += text
                 self.num_thinking_deltas += 1
+                if self.thinking_began_at is None:
+                    self.thinking_began_at = time.monotonic()
+            case ThinkingEnd():
+                self.thinking_end = event
             case TextDelta(text):
                 self.text += text
             case ToolCall():
@@ -56,6 +63,21 @@ class ReplyRecord:
     def has_answer(self) -> bool:
         """Whether any part of an answer or a call has come."""
         return bool(self.text.strip() or self.calls)
+
+    @property
+    def thought_for(self) -> float:
+        """Seconds of thinking so far."""
+        if self.thinking_end is not None:
+            return self.thinking_end.seconds
+        began = self.thinking_began_at
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def num_thoughts(self) -> int:
+        """Tokens of thinking so far, as they will be counted."""
+        if self.thinking_end is not None:
+            return self.thinking_end.num_tokens
+        return self.end.usage.thinking if self.end else self.num_thinking_deltas
 
     @property
     def elapsed(self) -> float:

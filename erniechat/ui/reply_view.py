@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, ToolCall, TurnEnd
 from erniechat.ui.answer_view import AnswerView, MarkdownAnswer, ParagraphAnswer, PlainAnswer
@@ -31,7 +31,6 @@ class ReplyView:
     Args:
         screen: Where to draw.
         thoughts: full, summary or none.
-        count_tokens: Counts the thoughts once they are complete.
         keep_start: Whether white space before the answer is part of it (raw completion).
         markdown: Whether the answer is drawn as Markdown, where the screen can.
         sentences: Whether what goes on is told in sentences, and the answer by paragraphs, for a
@@ -42,7 +41,6 @@ class ReplyView:
         self,
         screen: Screen,
         thoughts: str,
-        count_tokens: Callable[[str], int],
         keep_start: bool = False,
         *,
         markdown: bool = False,
@@ -51,7 +49,6 @@ class ReplyView:
         self.record = ReplyRecord()
         self._screen = screen
         self._thoughts = thoughts
-        self._count_tokens = count_tokens
         self._trim = AnswerTrim(keep_start)
         self._reading: Progress | None = None
         self._num_cached, self._read_at = 0, 0.0
@@ -96,14 +93,14 @@ class ReplyView:
     def _end_thinking(self) -> None:
         if self._thinking_since is None:
             return
-        spent, self._thinking_since = time.monotonic() - self._thinking_since, None
+        self._thinking_since = None
+        spent = self.record.thought_for
         if self._thought_text is not None:
             self._close(self._thought_text)
         if self._sentences:
             self._screen.line(f"Thought for {whole_seconds(spent)}.")
         elif self._thoughts != "none":
-            num_tokens = self._count_tokens(self.record.thoughts)
-            reached = self.record.budget_reached
+            num_tokens, reached = self.record.num_thoughts, self.record.budget_reached
             self._screen.note(thought_line(seconds(spent), num_tokens, reached))
             self._screen.line()
 

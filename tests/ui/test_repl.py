@@ -85,10 +85,10 @@ def test_the_next_turn_sees_the_whole_conversation(keys: PipeInput):
 
 def test_thinking_is_one_line_unless_asked_for(keys: PipeInput):
     out = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]]).type("Q")
-    assert out.startswith("\nthought for 0.0 s · 4 tok\n\nYes.\n\n1 tok")
+    assert out.startswith("\nthought for 2.0 s · 4 tok\n\nYes.\n\n1 tok")
     assert "let me see" not in out
     full = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]], thoughts="full").type("Q")
-    assert full.startswith("\nHm let me see\nthought for 0.0 s · 4 tok\n\nYes.\n")
+    assert full.startswith("\nHm let me see\nthought for 2.0 s · 4 tok\n\nYes.\n")
     none = Chat(keys, [[*thinking("Hm let me see"), *words("Yes.")]], thoughts="none").type("Q")
     assert none.startswith("\nYes.\n\n1 tok")
 

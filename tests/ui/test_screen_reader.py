@@ -20,7 +20,7 @@ def test_a_chat_is_told_in_sentences():
         answer = run.text.split("What?")[1].split("saved")[0]
         lines = [line for line in answer.splitlines() if line]
         assert lines[:5] == [
-            "Reading 1,957 tokens.", "Thought for 1 second.", "Answer:", POEM, "Done, 16 tokens.",
+            "Reading 1,957 tokens.", "Thought for 2 seconds.", "Answer:", POEM, "Done, 16 tokens.",
         ]  # fmt: skip
         assert b"\x1b" not in run.bytes
         assert not any(sign in run.text for sign in "│┌└━▏⏹")
