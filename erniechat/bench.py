@@ -64,6 +64,7 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
         raise UsageError(
             f"--prompt-tokens and --new-tokens must sum to at most {longest:,}, got {needed:,}"
         )
+    decoder.wait()
     load_seconds = time.perf_counter() - began
     runs = []
     for run in range(bench.runs + 1):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from erniechat.arrival import arrival_events, has_arrived
 from erniechat.backend import ExpertUse, MemoryUse, ModelInfo
 from erniechat.chat.conversation import Message, ThinkMode
 from erniechat.chat.reply_parser import ReplyParser
@@ -147,6 +148,8 @@ class Engine:
         """See `ChatBackend.warm_up`."""
         sampler = sampler_of(sampling.over(self._info.defaults))
         drawing = drawing_of(sampler, self.prompts.tokenizer.num_tokens, seed=0)
+        if not has_arrived(self.decoder, stop):
+            return
         for prepare in (*self.decoder.preparations(drawing), *self._page_calls):
             if stop():
                 return
@@ -190,6 +193,7 @@ class Engine:
 
     def close(self) -> None:
         """See `ChatBackend.close`."""
+        self.decoder.close()
         self._session.change("", [])
         if self._on_close:
             on_close, self._on_close = self._on_close, None
@@ -237,6 +241,10 @@ class Engine:
         session: str,
     ) -> Iterator[StreamEvent]:
         turn = Turn(prompt=len(input_ids))
+        if not (yield from arrival_events(self.decoder, self._cancelled.is_set)):
+            turn.finish_reason = "cancelled"
+            yield turn.end(seed, guides)
+            return
         began = time.perf_counter()
         make_room(self._kv_cache, len(input_ids))
         self._session.change(session, input_ids)

@@ -36,7 +36,6 @@ from quant.experts.adapter import ExpertAdapter
 from quant.experts.store import ResidentExpertStore
 from quant.experts.tiered import TieredExpertStore
 from quant.kernels import set_num_threads
-from quant.kernels.triton.backend import import_launchers
 from quant.memory import gpu_memory, lacks_memory
 
 NUM_TRIES = 3  # to fit a GPU that others use too
@@ -86,8 +85,6 @@ def load_engine(
         set_threads(options.threads)
         if options.gpu_memory is not None and plan.device.type == "cpu":
             warn(f"--gpu-memory {options.gpu_memory} changes nothing: the model runs on the CPU")
-        if plan.formats.linear_backend.name == "triton":
-            import_launchers()
         check_memory(plan, options, warn)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)

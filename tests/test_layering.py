@@ -65,6 +65,7 @@ RANKS = (
             "erniechat.prompts",
             "erniechat.reply",
             "erniechat.turn",
+            "erniechat.arrival",
         ),
         ("erniechat.ui",),
     ),

@@ -8,16 +8,18 @@ from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder, DecoderWeights
 from erniechat.model.device_step import CapturedStep
 from erniechat.model.disk_assembly import Residency, cached_experts
-from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
+from erniechat.model.expert_assembly import ExpertPlaces, pooled_experts, slots_for
+from erniechat.model.expert_slots import ExpertSlots, expert_of
 from erniechat.model.layers import causal_attention
 from erniechat.model.native_step import build_native_step, prompt_attention
 from erniechat.model.step_assembly import build_chunk, build_step, why_not_captured
-from quant.copy import QuantizedCopy, WeightSource
+from quant.copy import QuantizedCopy, Weight, WeightSource
 from quant.errors import QuantError
 from quant.experts.store import ExpertStore, ResidentExpertStore
+from quant.kernels.triton.backend import import_launchers
 from quant.linear import QuantLinear
 from quant.tensor import QuantTensor
-from quant.upload import Uploader
+from quant.upload import BackgroundUpload, Put
 
 
 def assemble(
@@ -107,38 +109,87 @@ def _assemble_pooled(
     places: ExpertPlaces,
     residency: Residency | None,
 ) -> Decoder:
-    """On a GPU: experts in one pool, weights sent there as they are read, decode captured."""
-    tensors: dict[str, Tensor] = {}
-    matrices: dict[str, QuantTensor] = {}
+    """On a GPU: experts in one pool, weights on their way there, decode as launches to capture."""
     # A shared expert's bias would have to be added in the pool.
     num_shared = 0 if config.use_bias else config.num_shared_experts
-    with Uploader(device) as upload:
-        pooled = (
-            pooled_experts(
-                config, weights, formats, device, upload, num_shared, places, dtype, residency
+    slots = None
+    if config.moe_layers:
+        slots = slots_for(config, weights, device, num_shared, places, dtype)
+    fixed = _Fixed(device)
+    for name in weights:
+        if not (".experts." in name or (slots and num_shared and ".shared." in name)):
+            fixed.add(name, weights[name])
+    upload = _begin_upload(weights, fixed, slots, device)
+    try:
+        if formats.linear_backend.name == "triton":
+            import_launchers()  # while weights are on their way
+        pooled = None
+        if slots is not None:
+            pooled = pooled_experts(
+                config, weights, formats, slots, upload, places, dtype, residency
             )
-            if config.moe_layers
-            else None
-        )
         store = None if pooled is None else pooled.store
-        for name in weights:
-            if ".experts." in name or (store and store.has_shared and ".shared." in name):
-                continue
-            weight = weights[name]
-            if isinstance(weight, QuantTensor):
-                parts = {part: upload.move(data) for part, data in weight.parts.items()}
-                matrices[name] = QuantTensor(weight.format, weight.layout, weight.shape, parts)
-            else:
-                tensors[name] = upload.move(weight)
-    if isinstance(weights, QuantizedCopy):
-        weights.let_go()  # all of it is on the GPU or in pinned memory now
-    found = _decoder_weights(matrices, tensors, formats)
-    step = None
-    if dtype == torch.bfloat16 and not why_not_captured(config):
-        launches = build_step(config, found.linears, tensors, found.embedding, store)
-        step = CapturedStep(launches, build_chunk(launches, store), device, store)
+        found = _decoder_weights(fixed.matrices, fixed.tensors, formats)
+        step = None
+        if dtype == torch.bfloat16 and not why_not_captured(config):
+            launches = build_step(config, found.linears, fixed.tensors, found.embedding, store)
+            step = CapturedStep(launches, build_chunk(launches, store), device, store)
+    except BaseException:
+        upload.stop()  # or it would hold on to memory that another try needs
+        raise
     door: ExpertStore = store or ResidentExpertStore(
         {}, config.num_hidden_layers, formats.linear_backend
     )
     memory = None if pooled is None else pooled.cache_memory
-    return Decoder(config, found, door, dtype, step, cache_memory=memory)
+    return Decoder(config, found, door, dtype, step, cache_memory=memory, upload=upload)
+
+
+class _Fixed:
+    """What every token uses, as it will be on a device: memory is taken, nothing is there yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sources: list[tuple[Tensor, Tensor]] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.matrices: dict[str, QuantTensor] = {}
+
+    def add(self, name: str, weight: Weight) -> None:
+        """Take memory for a weight."""
+        if isinstance(weight, QuantTensor):
+            parts = {part: self._target(data) for part, data in weight.parts.items()}
+            self.matrices[name] = QuantTensor(weight.format, weight.layout, weight.shape, parts)
+        else:
+            self.tensors[name] = self._target(weight)
+
+    def _target(self, source: Tensor) -> Tensor:
+        target = torch.empty(source.shape, dtype=source.dtype, device=self._device)
+        self._sources.append((target, source))
+        return target
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return sum(target.nbytes for target, _ in self._sources)
+
+    def fill(self, put: Put) -> None:
+        """Bring all weights there, once."""
+        for target, source in self._sources:
+            put(target, source)
+        self._sources.clear()
+
+
+def _begin_upload(
+    weights: WeightSource, fixed: _Fixed, slots: ExpertSlots | None, device: torch.device
+) -> BackgroundUpload:
+    """Send everything there for which memory was taken."""
+    copy = weights if isinstance(weights, QuantizedCopy) else None
+
+    def fill(put: Put) -> None:
+        fixed.fill(put)
+        if slots is not None:
+            slots.fill(weights, put)
+        if copy is not None:
+            copy.let_go()  # all of it that is not needed any more
+
+    nbytes = fixed.nbytes + (0 if slots is None else slots.nbytes)
+    return BackgroundUpload(device, fill, nbytes, copy.check if copy else lambda: None)

@@ -17,6 +17,7 @@ from erniechat.model.run_ahead import Drawing, TokenRun
 from quant.experts.store import ExpertStore
 from quant.linear import QuantLinear, embed
 from quant.tensor import QuantTensor
+from quant.upload import BackgroundUpload
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # as `causal_attention`
 
@@ -49,6 +50,7 @@ class Decoder:
         attention: Of the tokens that the step does not read.
         check: Raises if what was computed cannot be used.
         cache_memory: What a cache shares with experts; None if each takes memory of its own.
+        upload: Brings the weights to the device; None if they are there.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Decoder:
         attention: Attention = causal_attention,
         check: Callable[[], None] | None = None,
         cache_memory: LentMemory | None = None,
+        upload: BackgroundUpload | None = None,
     ) -> None:
         self.config = config
         self.weights = weights
@@ -70,7 +73,23 @@ class Decoder:
         self._attend = attention
         self._check = check or (lambda: None)
         self.cache_memory = cache_memory
+        self.upload = upload
         self.device = weights.embedding.device
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return once all weights are on the device; False if they are not after timeout seconds.
+
+        Whatever runs the model waits by itself.
+
+        Raises:
+            QuantError: If they cannot be read; from then on, always.
+        """
+        return self.upload is None or self.upload.wait(timeout)
+
+    def close(self) -> None:
+        """Bring no more weights to the device; if some are not there, nothing runs any more."""
+        if self.upload is not None:
+            self.upload.stop()
 
     def new_kv_cache(self, max_tokens: int) -> KVCache:
         """An empty cache of this model's shape.
@@ -96,6 +115,8 @@ class Decoder:
     ) -> Tensor:
         """Read tokens after those in the cache; if that fails, the cache is as it was before.
 
+        Waits for weights that are still on their way to the device.
+
         Args:
             input_ids: The new tokens.
             kv_cache: Gets their keys and values.
@@ -104,6 +125,7 @@ class Decoder:
         Returns:
             float32 ``[num_tokens or 1, vocab_size]``.
         """
+        self.wait()
         begin = len(kv_cache)
         try:
             kv_cache.append_tokens(input_ids)
@@ -126,6 +148,7 @@ class Decoder:
             logits: float32 ``[vocab_size]`` after what the cache holds.
             kv_cache: Holds the context; gets the reply.
         """
+        self.wait()
         if not isinstance(self.step, CapturedStep):
             return None
         return self.step.start_run(drawing, logits, kv_cache)
@@ -133,9 +156,12 @@ class Decoder:
     def preparations(self, drawing: Drawing) -> list[Callable[[], object]]:
         """Calls that make ready what a first reply would wait for; none where nothing is.
 
+        They run the weights, so this waits for them.
+
         Args:
             drawing: How its tokens will be chosen.
         """
+        self.wait()
         if not isinstance(self.step, CapturedStep):
             return []
         return [torch.inference_mode()(call) for call in self.step.preparations(drawing)]

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.disk_assembly import Residency, cached_experts
-from erniechat.model.family import routed_name
+from erniechat.model.expert_slots import ExpertSlots, expert_of, expert_slots
 from erniechat.model.lent_memory import LentMemory
 from erniechat.model.machine_costs import BUCKETS, NUM_MEASURED, row_shares, sharing_costs
 from quant.copy import WeightSource
@@ -20,7 +19,7 @@ from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
 from quant.experts.lending import SlotLender
 from quant.experts.placement import ExpertKey
-from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore, split_gated
+from quant.experts.pool import ExpertPool, PooledExpertStore
 from quant.experts.sharing import cpu_shares
 from quant.experts.tail import ExpertTail
 from quant.experts.tiered import TieredExpertStore
@@ -28,8 +27,7 @@ from quant.figures import KeptFigures
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native import NativeBackend
 from quant.kernels.native.serve import ExpertServer
-from quant.tensor import QuantTensor
-from quant.upload import Uploader
+from quant.upload import BackgroundUpload
 
 NUM_STAGED = 16  # experts of a layer that a prompt brings to the GPU ahead of time
 
@@ -86,51 +84,58 @@ class PooledExperts:
     cache_memory: LentMemory | None = None
 
 
-def expert_of(weights: WeightSource, layer_idx: int, expert_idx: int) -> ExpertWeights:
-    """One routed expert.
+def slots_for(
+    config: ModelConfig,
+    weights: WeightSource,
+    device: torch.device,
+    num_shared: int,
+    places: ExpertPlaces,
+    dtype: torch.dtype,
+) -> ExpertSlots:
+    """Memory on a GPU for the experts that live there, and for a cache if that is behind them.
 
-    Raises:
-        QuantError: If a weight of it is not quantized.
+    Args:
+        config: The model's shape; it has layers with experts.
+        weights: Every weight by its name.
+        device: The GPU.
+        num_shared: Shared experts of a layer that the store runs too.
+        places: Who lives elsewhere.
+        dtype: Of the KV cache.
     """
+    return expert_slots(
+        config,
+        weights,
+        device,
+        num_shared,
+        {*places.ram, *places.disk},
+        free_slots(places.num_staged) if places.has_tiers else 0,
+        math.prod(cache_shape(config)) * config.head_dim * dtype.itemsize * places.cache_tokens,
+    )
 
-    def matrix(part: Literal["gate_up", "down"]) -> QuantTensor:
-        name = routed_name(layer_idx, expert_idx, part)
-        weight = weights[name]
-        if not isinstance(weight, QuantTensor):
-            raise QuantError(f"{name} is not a quantized matrix; delete the quantized copy")
-        return weight
 
-    return ExpertWeights(matrix("gate_up"), matrix("down"))
-
-
-def _shared_of(weights: WeightSource, layer_idx: int, num_shared: int) -> list[ExpertWeights]:
-    """The shared experts of a layer, one by one."""
-    gate_up, down = (weights[f"layers.{layer_idx}.shared.{name}"] for name in ("gate_up", "down"))
-    if not isinstance(gate_up, QuantTensor) or not isinstance(down, QuantTensor):
-        raise QuantError("a shared expert is not quantized; delete the quantized copy")
-    return split_gated(gate_up, down, num_shared)
+def cache_shape(config: ModelConfig) -> tuple[int, int, int]:
+    """Of a KV cache before its tokens."""
+    return 2, config.num_hidden_layers, config.num_key_value_heads
 
 
 def pooled_experts(
     config: ModelConfig,
     weights: WeightSource,
     formats: Formats,
-    device: torch.device,
-    upload: Uploader,
-    num_shared: int,
+    slots: ExpertSlots,
+    upload: BackgroundUpload,
     places: ExpertPlaces,
     dtype: torch.dtype,
     residency: Residency | None = None,
 ) -> PooledExperts:
-    """Every expert where it is to live; shared ones in the GPU's memory, before all others.
+    """The store of all experts; those who live elsewhere are there when this returns.
 
     Args:
         config: The model's shape; it has layers with experts.
         weights: Every weight by its name.
         formats: Whose backend runs them.
-        device: The GPU.
-        upload: Brings weights there.
-        num_shared: Shared experts of a layer that the store runs too.
+        slots: Of the GPU.
+        upload: Fills these.
         places: Who lives elsewhere.
         dtype: Of the KV cache.
         residency: How many of those in the copy are in RAM.
@@ -138,61 +143,25 @@ def pooled_experts(
     Raises:
         QuantError: If experts must be read from a copy, and there is none.
     """
-    elsewhere = {*places.ram, *places.disk}
-    num_shared_slots = num_shared * len(config.moe_layers)
-    num_slots = num_shared_slots + config.num_experts * len(config.moe_layers) - len(elsewhere)
-    num_free = free_slots(places.num_staged) if places.has_tiers else 0
-    example = expert_of(weights, config.moe_layers[0], 0)
-    shape = (2, config.num_hidden_layers, config.num_key_value_heads)
-    cache_nbytes = math.prod(shape) * config.head_dim * dtype.itemsize * places.cache_tokens
-    pool = ExpertPool(example, num_slots + num_free, device, cache_nbytes)
-    slots = _fill(pool, config, weights, upload, num_shared, num_free, elsewhere)
+    pool, num_shared = slots.pool, slots.num_shared
     if not places.has_tiers:
         return PooledExperts(
             PooledExpertStore(
-                pool, slots, config.num_hidden_layers, num_shared, formats.linear_backend
+                pool, slots.of, config.num_hidden_layers, num_shared, formats.linear_backend
             )
         )
     upload.wait()  # what follows measures the bus
     tail = _tail_of(config, weights, places, residency)
+    in_gpu = {layer_idx: list(layer) for layer_idx, layer in slots.of.items()}
     store, shares_of = _tiered_experts(
-        config, weights, formats, pool, slots, num_shared, places, tail
+        config, weights, formats, pool, in_gpu, num_shared, places, tail
     )
     if not places.cache_tokens:
         return PooledExperts(store)
     lender = SlotLender(store, places.ram_nbytes, places.ram_free, shares_of)
+    shape = cache_shape(config)
     memory = LentMemory(pool, lender, shape, config.head_dim, dtype, places.cache_tokens)
     return PooledExperts(store, memory)
-
-
-def _fill(
-    pool: ExpertPool,
-    config: ModelConfig,
-    weights: WeightSource,
-    upload: Uploader,
-    num_shared: int,
-    num_free: int,
-    elsewhere: Collection[ExpertKey],
-) -> dict[int, list[int]]:
-    """Write a pool: shared experts, slots that stay free, all routed ones that are not elsewhere.
-
-    Returns:
-        By layer index the slots of its routed and then its shared experts.
-    """
-    slots = {i: [NO_SLOT] * (config.num_experts + num_shared) for i in config.moe_layers}
-    free = iter(range(len(pool.data)))
-    for layer_idx in config.moe_layers if num_shared else ():
-        for idx, expert in enumerate(_shared_of(weights, layer_idx, num_shared)):
-            slots[layer_idx][config.num_experts + idx] = slot = next(free)
-            pool.write(slot, expert, upload)
-    for _ in range(num_free):
-        next(free)
-    for layer_idx in config.moe_layers:
-        for expert_idx in range(config.num_experts):
-            if ExpertKey(layer_idx, expert_idx) not in elsewhere:
-                slots[layer_idx][expert_idx] = slot = next(free)
-                pool.write(slot, expert_of(weights, layer_idx, expert_idx), upload)
-    return slots
 
 
 def _tail_of(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from erniechat.events import Progress, StreamEvent, TextDelta, ThinkingDelta, ToolCall, TurnEnd
 from erniechat.ui.answer_view import AnswerView, MarkdownAnswer, ParagraphAnswer, PlainAnswer
 from erniechat.ui.keys import Action
-from erniechat.ui.progress import reading_text
+from erniechat.ui.progress import progress_text, reading_text
 from erniechat.ui.reply import (
     AnswerTrim,
     ReplyRecord,
@@ -51,14 +51,15 @@ class ReplyView:
         self._thoughts = thoughts
         self._trim = AnswerTrim(keep_start)
         self._reading: Progress | None = None
-        self._num_cached, self._read_at = 0, 0.0
+        self._num_cached, self._read_from, self._read_at = 0, 0.0, 0.0
+        self._arriving: Progress | None = None
         self._thinking_since: float | None = None
         self._stopping_since: float | None = None
         self._thought_text: StreamWrap | None = None
         self._answer: AnswerView | None = None
         self._markdown = markdown
         self._sentences = sentences
-        self._has_told_reading = False
+        self._told: set[str] = set()
         self._is_unfolded = False
 
     def show(self, events: Sequence[StreamEvent]) -> None:
@@ -67,9 +68,11 @@ class ReplyView:
         for event in events:
             self.record.add(event)
             match event:
+                case Progress(stage="load"):
+                    self._arriving = event
                 case Progress():
                     if self._reading is None:
-                        self._num_cached = event.done
+                        self._num_cached, self._read_from = event.done, self.record.elapsed
                     self._reading, self._read_at = event, self.record.elapsed
                 case ThinkingDelta(text):
                     self._think(text)
@@ -149,19 +152,26 @@ class ReplyView:
         elif self._sentences:
             self._tell_reading()
         elif self.record.elapsed > QUIET_SECONDS:
-            text = f"working {seconds(self.record.elapsed)}"
-            if self._reading is not None and self._thinking_since is None:
-                text = reading_text(self._reading, self._num_cached, self._read_at)
-            self._screen.live.show(f"{text}    {STOP_HINT}")
+            self._screen.live.show(f"{self._doing()}    {STOP_HINT}")
+
+    def _doing(self) -> str:
+        """What goes on before the first word, in one line."""
+        if self._reading is None and self._arriving is not None:
+            return progress_text(self._arriving, "the model")
+        if self._reading is None or self._thinking_since is not None:
+            return f"working {seconds(self.record.elapsed)}"
+        return reading_text(self._reading, self._num_cached, self._read_at - self._read_from)
 
     def _tell_reading(self) -> None:
-        """Once, and only where it takes a while."""
-        reading = self._reading
-        if reading is None or self._has_told_reading or self.record.elapsed < QUIET_SECONDS:
+        """Each once, and only where it takes a while."""
+        if self._thinking_since is not None or self.record.elapsed < QUIET_SECONDS:
             return
-        if self._thinking_since is None:
-            self._has_told_reading = True
-            self._screen.line(f"Reading {reading.total:,} tokens.")
+        if self._reading is not None and "reading" not in self._told:
+            self._told.add("reading")
+            self._screen.line(f"Reading {self._reading.total:,} tokens.")
+        elif self._reading is None and self._arriving is not None and not self._told:
+            self._told.add("loading")
+            self._screen.line("Loading the model.")
 
     def _draw_thinking(self, spent: float, *, now: bool) -> None:
         """One line, and the last lines of the thoughts where they are asked for."""

@@ -47,8 +47,7 @@ def load(
     began = time.perf_counter()
     copy = QuantizedCopy(folder)
     decoder = assemble(config, copy, formats, device, torch.bfloat16)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    decoder.wait()
     return decoder, time.perf_counter() - began
 
 

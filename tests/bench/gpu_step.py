@@ -111,7 +111,7 @@ def build(quant: str, config: ModelConfig = SHAPE_21B) -> Decoder:
     weights = RepeatedExperts(config, formats)
     began = time.perf_counter()
     decoder = assemble(config, weights, formats, DEVICE, torch.bfloat16)
-    torch.cuda.synchronize()
+    decoder.wait()
     seconds = time.perf_counter() - began
     held = torch.cuda.memory_allocated()
     report(

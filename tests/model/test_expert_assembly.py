@@ -7,7 +7,8 @@ import torch
 
 from erniechat.model.conversion import Formats
 from erniechat.model.disk_assembly import Residency
-from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
+from erniechat.model.expert_assembly import ExpertPlaces, pooled_experts, slots_for
+from erniechat.model.expert_slots import expert_of
 from erniechat.model.families import FAMILIES
 from erniechat.model.machine_costs import BUCKETS
 from erniechat.model.synthetic import random_weights
@@ -23,7 +24,7 @@ from quant.formats import FORMATS
 from quant.kernels import backend_for
 from quant.kernels.native import NativeBackend
 from quant.kernels.native.library import find_library
-from quant.upload import Uploader
+from quant.upload import BackgroundUpload
 from tests.quant.test_native_serve import ask
 
 pytestmark = pytest.mark.skipif(
@@ -81,10 +82,11 @@ def known() -> KeptFigures:
 
 
 def build(copy, formats, places: ExpertPlaces, residency: Residency | None = None):
-    with Uploader(CPU) as upload:
-        return pooled_experts(
-            CONFIG, copy, formats, CPU, upload, 1, places, torch.bfloat16, residency
-        ).store
+    slots = slots_for(CONFIG, copy, CPU, 1, places, torch.bfloat16)
+    upload = BackgroundUpload(CPU, lambda put: slots.fill(copy, put), slots.nbytes)
+    return pooled_experts(
+        CONFIG, copy, formats, slots, upload, places, torch.bfloat16, residency
+    ).store
 
 
 def test_each_expert_is_where_it_should_be(copy, formats):

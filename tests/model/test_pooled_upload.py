@@ -2,12 +2,13 @@
 
 import torch
 
-from erniechat.model.expert_assembly import ExpertPlaces, expert_of, pooled_experts
+from erniechat.model.expert_assembly import ExpertPlaces, pooled_experts, slots_for
+from erniechat.model.expert_slots import expert_of
 from erniechat.model.families import family_of
 from erniechat.model.synthetic import random_weights
 from quant.experts.pool import split_gated
 from quant.kernels.base import ExpertWeights
-from quant.upload import Uploader
+from quant.upload import BackgroundUpload
 from tests.model.random_checkpoint import SMALL, formats_named
 
 CPU = torch.device("cpu")
@@ -23,13 +24,17 @@ def same(one: ExpertWeights, other: ExpertWeights) -> bool:
     )
 
 
-def test_every_expert_is_in_its_slot_once_the_uploader_is_left():
+def test_every_expert_is_in_its_slot_once_the_upload_was_waited_for():
     formats = formats_named("nf4")
     weights = random_weights(CONFIG, FAMILY, formats)
-    with Uploader(CPU, is_staged=True) as upload:
-        store = pooled_experts(
-            CONFIG, weights, formats, CPU, upload, 2, ExpertPlaces(), torch.bfloat16
-        ).store
+    places = ExpertPlaces()
+    placed = slots_for(CONFIG, weights, CPU, 2, places, torch.bfloat16)
+    upload = BackgroundUpload(
+        CPU, lambda put: placed.fill(weights, put), placed.nbytes, is_staged=True
+    )
+    store = pooled_experts(CONFIG, weights, formats, placed, upload, places, torch.bfloat16).store
+    assert upload.wait()
+    assert upload.done_nbytes == upload.nbytes
     slots = [slot for i in CONFIG.moe_layers for slot in store.slot_of[i].tolist()]
     assert sorted(slots) == list(range(2 * (4 + 2)))
     for layer_idx in CONFIG.moe_layers:

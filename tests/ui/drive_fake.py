@@ -13,6 +13,7 @@ from typing import Any
 from erniechat import __main__, cli
 from erniechat.backend import ChatBackend
 from erniechat.errors import (
+    CheckpointError,
     ContextLengthError,
     MemoryLimitError,
     ModelNotFoundError,
@@ -81,6 +82,19 @@ SCENARIOS: dict[str, list[Script]] = {
             *words("Read it."),
         ]
     ],
+    "arrives": [
+        [
+            Progress("load", 3 << 30, 11 << 30),
+            Pause(1.5),
+            Progress("read", 0, 1957),
+            Pause(0.7),
+            Progress("read", 978, 1957),
+            Pause(0.7),
+            *words("Read it."),
+        ]
+    ],
+    "arrives-late": [[Progress("load", 3 << 30, 11 << 30), Pause(30)], words("Here now.")],
+    "arrives-never": [[Progress("load", 3 << 30, 11 << 30), CheckpointError("it is gone")]],
     "reads-and-thinks": [
         [
             Progress("read", 0, 1957),

@@ -58,3 +58,12 @@ def test_one_answer_says_what_it_does_without_moving_the_cursor():
         assert run.end() == 0
         assert run.lines == [POEM]
         assert b"\x1b" not in run.bytes
+
+
+def test_weights_on_their_way_are_told_once():
+    with erniechat("arrives", "-m", "m", ACCESSIBLE="1", width=100) as run:
+        run.wait(r"(?m)^›")
+        run.send("What?\n")
+        run.wait(r"Done, \d+ tokens\.")
+        lines = [line for line in run.text.split("What?")[1].splitlines() if line]
+        assert lines[:3] == ["Loading the model.", "Reading 1,957 tokens.", "Answer:"]

@@ -153,6 +153,36 @@ def test_reading_is_shown_and_wiped():
         assert "reading" not in run.text
 
 
+def test_weights_on_their_way_are_shown_and_wiped():
+    with erniechat("arrives", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait(r"loading the model · 3.0 GiB of 11.0 GiB · 27 %    Esc stops")
+        run.wait("reading 1,957 tok · 49 %")
+        run.wait("Read it.")
+        assert "loading" not in run.text
+
+
+def test_ctrl_c_while_weights_are_on_their_way_gives_the_message_back():
+    with erniechat("arrives-late", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("loading the model")
+        run.send("\x03")
+        run.wait("stopped by you before the answer began · the message is back")
+        run.wait("(?m)^› Go")
+        run.send("\r")
+        run.wait("Here now.")
+
+
+def test_weights_that_do_not_arrive_give_the_message_back():
+    with erniechat("arrives-never", *MODEL) as run:
+        ready(run)
+        run.send("Go\r")
+        run.wait("error: it is gone")
+        run.wait("(?m)^› Go")
+
+
 @pytest.mark.timed
 def test_a_narrow_terminal_wraps_at_words_and_keeps_the_toolbar_on_one_line():
     with erniechat("thinks", *MODEL, width=24, height=20) as run:
