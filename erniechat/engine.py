@@ -31,8 +31,6 @@ from erniechat.turn import Turn, sampler_of
 from quant.experts.adapter import ExpertAdapter
 from quant.memory import process_memory
 
-ADAPT_EVERY = 256  # tokens of a reply
-
 
 class Engine:
     """One loaded model with one conversation's KV cache. Satisfies `ChatBackend`.
@@ -296,9 +294,9 @@ class Engine:
             self._adapter.adapt(self.num_tokens_seen)
 
     def _counted(self, token_ids: Iterator[int]) -> Iterator[int]:
-        """The same tokens, counted; now and then experts move before one is passed on."""
+        """The same tokens, counted; experts that have become hot move beside them."""
         for token_id in token_ids:
             self.num_tokens_seen += 1
-            if self.num_tokens_seen % ADAPT_EVERY == 0:
-                self._adapt()
+            if self._adapter is not None:
+                self._adapter.follow(self.num_tokens_seen)
             yield token_id

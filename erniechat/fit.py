@@ -24,6 +24,7 @@ from erniechat.model.expert_assembly import NUM_STAGED, ExpertPlaces, free_slots
 from erniechat.model_sizes import ModelSizes
 from erniechat.options import LoadOptions
 from erniechat.sizes import size_nbytes
+from quant.experts.moves import NUM_AT_ONCE
 from quant.figures import KeptFigures
 from quant.memory import DeviceMemory, gpu_memory, host_memory, process_memory
 
@@ -128,17 +129,17 @@ def fit(
         on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
     in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
 
-    def planned(num_tokens: int, *slots: Item) -> MemoryPlan:
-        needs = _needs(sizes, options, num_tokens, machine, *slots)
+    def planned(num_tokens: int, num_staged: int | None = None) -> MemoryPlan:
+        needs = _needs(sizes, options, num_tokens, machine, num_staged)
         return plan_memory(sizes, needs, counts, gpu=on_gpu, ram=in_ram, has_disk=options.copy)
 
     def tiered(num_tokens: int) -> MemoryPlan:
         if options.stage:  # unless experts are on disk: then prompts go layer by layer, see below
             with suppress(MemoryLimitError):
-                plan = planned(num_tokens, _slots(sizes, NUM_STAGED))
+                plan = planned(num_tokens, NUM_STAGED)
                 if not plan.num_experts("disk"):
                     return dataclasses.replace(plan, num_staged=NUM_STAGED)
-        return planned(num_tokens, _slots(sizes, 0))
+        return planned(num_tokens, 0)
 
     problem = None
     try:
@@ -162,8 +163,8 @@ def fit(
     return plan
 
 
-def _slots(sizes: ModelSizes, num_staged: int) -> Item:
-    return Item("slots for moving experts", free_slots(num_staged) * sizes.expert_nbytes)
+def _slots(sizes: ModelSizes, count: int) -> Item:
+    return Item("slots for moving experts", count * sizes.expert_nbytes)
 
 
 def _with_read_slots(plan: MemoryPlan) -> MemoryPlan:
@@ -192,18 +193,26 @@ def reachable_context(plan: MemoryPlan) -> int:
 
 
 def _needs(
-    sizes: ModelSizes, options: LoadOptions, num_tokens: int, machine: Machine, *more: Item
+    sizes: ModelSizes,
+    options: LoadOptions,
+    num_tokens: int,
+    machine: Machine,
+    num_staged: int | None,
 ) -> Needs:
-    return Needs(
-        num_tokens,
-        4 if options.dtype == "float32" else 2,
-        (Item("driver", GPU_CONTEXT_NBYTES), Item("workspaces", GPU_WORKSPACE_NBYTES), *more),
-        (
-            Item("program", machine.program_nbytes),
-            Item("workspaces", workspace_nbytes(sizes.config)),
-        ),
-        sizes.config.num_experts_per_tok,
+    """Beside the weights; None is for a model all of whose experts stay in one place."""
+    gpu: tuple[Item, ...] = (
+        Item("driver", GPU_CONTEXT_NBYTES),
+        Item("workspaces", GPU_WORKSPACE_NBYTES),
     )
+    ram: tuple[Item, ...] = (
+        Item("program", machine.program_nbytes),
+        Item("workspaces", workspace_nbytes(sizes.config)),
+    )
+    if num_staged is not None:
+        gpu = (*gpu, _slots(sizes, free_slots(num_staged)))
+        ram = (*ram, _slots(sizes, NUM_AT_ONCE))
+    itemsize = 4 if options.dtype == "float32" else 2
+    return Needs(num_tokens, itemsize, gpu, ram, sizes.config.num_experts_per_tok)
 
 
 def num_tail_slots(plan: MemoryPlan) -> int:

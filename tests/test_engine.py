@@ -328,29 +328,34 @@ def test_a_cache_that_the_machine_has_no_memory_for_is_told_in_words(engine, mon
 
 
 class Looks:
-    """In an adapter's place: when it was asked, and how much of the reply had been said by then."""
+    """In an adapter's place: when it was asked, and whether the reply had been told by then."""
 
     def __init__(self) -> None:
-        self.said: list[int] = []
-        self.at: list[tuple[int, int]] = []
+        self.is_told = False
+        self.between_tokens: list[int] = []
+        self.at: list[tuple[int, bool]] = []
+
+    def follow(self, num_tokens: int) -> None:
+        assert not self.is_told
+        self.between_tokens.append(num_tokens)
 
     def adapt(self, num_tokens: int) -> int:
-        self.at.append((num_tokens, len(self.said)))
+        self.at.append((num_tokens, self.is_told))
         return 0
 
 
-def test_experts_may_move_between_turns_and_every_so_many_tokens(
+def test_experts_may_move_between_turns_and_beside_every_token(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = Looks()
     monkeypatch.setattr(engine, "_adapter", looks)
     monkeypatch.setattr(engine, "num_tokens_seen", 0)
-    monkeypatch.setattr("erniechat.engine.ADAPT_EVERY", 32)
     for event in engine.stream_reply(SUM, SamplingOptions(temperature=0, max_tokens=80)):
         if isinstance(event, TurnEnd):
-            assert len(looks.at) == engine.num_tokens_seen // 32 - looks.at[0][0] // 32 + 1
-            looks.said.append(len(looks.at))
-    # Every 32 tokens of the reply, and once after its end has been told: never before a token.
-    assert [tokens % 32 for tokens, _ in looks.at[:-1]] == [0] * (len(looks.at) - 1)
-    assert looks.at[-1] == (engine.num_tokens_seen, 1)
-    assert all(said == 0 for _, said in looks.at[:-1])
+            assert looks.at == []
+            looks.is_told = True
+    # Without waiting between two tokens of the reply; what waits comes after its end was told.
+    last = engine.num_tokens_seen
+    first = looks.between_tokens[0]
+    assert looks.between_tokens == list(range(first, last + 1))
+    assert looks.at == [(last, True)]

@@ -274,28 +274,29 @@ def test_where_ram_is_full_the_whole_context_is_planned():
     assert plan.num_experts("disk") in (187, 188)
 
 
-def slots_of(plan) -> int:
-    (item,) = [item for item in plan.items["GPU"] if item.name == "slots for moving experts"]
+def slots_of(plan, place="GPU") -> int:
+    (item,) = [item for item in plan.items[place] if item.name == "slots for moving experts"]
     assert item.nbytes % EXPERT == 0
     return item.nbytes // EXPERT
 
 
 def test_slots_for_staging_are_planned_only_where_prompts_stage():
     staged, unstaged = plan_21b(6), plan_21b(6, stage=False)
-    assert (slots_of(staged), slots_of(unstaged)) == (33, 1)
+    assert (slots_of(staged), slots_of(unstaged)) == (36, 4)
     assert unstaged.num_experts("GPU") == staged.num_experts("GPU") + 32
     on_disk = plan_21b(6, 3)  # prompts go layer by layer there
     assert on_disk.num_experts("disk") > 0
-    assert slots_of(on_disk) == 1
+    assert slots_of(on_disk) == 4
+    assert {slots_of(plan, "RAM") for plan in (staged, unstaged, on_disk)} == {4}
     places = [expert_places(plan, LoadOptions()) for plan in (staged, unstaged, on_disk)]
     assert [found.num_staged for found in places] == [16, 0, 0]
 
 
 def test_a_gpu_too_small_for_staging_does_without():
     plan = plan_21b(6, longest=None)
-    gib = (plan.nbytes("GPU") - (plan.num_experts("GPU") + 10) * EXPERT) / GIB
+    gib = (plan.nbytes("GPU") - (plan.num_experts("GPU") + 9.5) * EXPERT) / GIB
     small = plan_21b(gib, longest=None)
-    assert (slots_of(small), small.num_experts("GPU")) == (1, 22)
+    assert (slots_of(small), small.num_experts("GPU")) == (4, 22)
 
 
 def test_experts_that_leave_may_join_those_on_disk():

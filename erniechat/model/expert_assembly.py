@@ -18,6 +18,7 @@ from quant.copy import WeightSource
 from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
 from quant.experts.lending import SlotLender
+from quant.experts.moves import NUM_AT_ONCE
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import ExpertPool, PooledExpertStore
 from quant.experts.sharing import cpu_shares
@@ -37,9 +38,9 @@ RowShares = Callable[[int], Mapping[int, float]]  # by how many experts are in R
 def free_slots(num_staged: int) -> int:
     """Slots that a pool needs beside its experts if some live elsewhere.
 
-    One for exchanges, and two layers in turn stage so many.
+    Those for exchanges, and two layers in turn stage so many.
     """
-    return 1 + 2 * num_staged
+    return NUM_AT_ONCE + 2 * num_staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _tiered_experts(
 
     Also how a prompt's experts should be shared when others have left, if that is to be decided.
     """
-    host = HostPool(pool, len(places.ram))
+    host = HostPool(pool, len(places.ram), NUM_AT_ONCE)
     on_cpu: dict[int, list[ExpertWeights | None]] = {
         layer_idx: [None] * config.num_experts for layer_idx in config.moe_layers
     }

@@ -182,11 +182,6 @@ class DiskExpertStore:
         self._heat.add(uses)
         self._heat.pass_token(num_tokens)
 
-    def exchange(self, leaving: ExpertKey, coming: ExpertKey) -> None:
-        """Give an expert's slot to another, which is read meanwhile."""
-        self.drop(leaving)
-        self.warm([coming])
-
     def drop(self, key: ExpertKey) -> None:
         """Free an expert's slot, if it has one."""
         self.on_leave(key)  # before its memory is another's; then nothing is lost by an interrupt

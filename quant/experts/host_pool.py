@@ -21,6 +21,7 @@ class HostPool:
     Args:
         pool: The GPU's.
         num_slots: Experts that it holds from the start.
+        num_spare: Slots that stay free of these for exchanges.
 
     Attributes:
         data: uint8 ``[num_slots, slot_nbytes]``, those from the start.
@@ -29,11 +30,11 @@ class HostPool:
         QuantError: If the memory cannot be had or pinned.
     """
 
-    def __init__(self, pool: ExpertPool, num_slots: int) -> None:
+    def __init__(self, pool: ExpertPool, num_slots: int, num_spare: int = 0) -> None:
         self._pool = pool
-        self._blocks = [_Block(pool, num_slots)]
+        self._blocks = [_Block(pool, num_slots + num_spare)]
         self._free: set[int] = set()
-        self.data = self._blocks[0].data
+        self.data = self._blocks[0].data[:num_slots]
 
     def slot(self, row: int) -> int:
         """What kernels call a row of those from the start."""
@@ -49,6 +50,12 @@ class HostPool:
             if slot in block.slots:
                 return block.data[slot - block.slots.start]
         return None
+
+    @property
+    def taken(self) -> list[int]:
+        """Slots that were not given back: experts are in them, or they are spare."""
+        slots = [slot for block in self._blocks for slot in block.slots]
+        return [slot for slot in slots if slot not in self._free]
 
     @property
     def nbytes(self) -> int:

@@ -16,18 +16,16 @@ class Departure:
     Attributes:
         leaving: Experts that leave the GPU's memory, the coldest first.
         moving: Then, in this order, experts and the slots that they go to within it.
-        spare: The slot that is kept free for exchanges.
     """
 
     leaving: tuple[ExpertKey, ...]
     moving: tuple[tuple[ExpertKey, int], ...]
-    spare: int
 
 
 def plan_departure(
     resident: Mapping[ExpertKey, int],
     fixed: Collection[int],
-    spare: int,
+    num_spare: int,
     num_kept: int,
     hits: Callable[[ExpertKey], float],
 ) -> Departure:
@@ -36,7 +34,7 @@ def plan_departure(
     Args:
         resident: Slots of the routed experts that may leave.
         fixed: Slots that stay as they are.
-        spare: The slot that is free for exchanges now.
+        num_spare: Slots that are free for exchanges, and as many shall be then.
         num_kept: Slots that are kept.
         hits: How much an expert is used; of equals the last of each layer leaves first.
 
@@ -44,7 +42,7 @@ def plan_departure(
         QuantError: If what cannot leave is in the way.
     """
     in_the_way = sum(slot >= num_kept for slot in fixed)
-    num_places = num_kept - len(fixed) - 1
+    num_places = num_kept - len(fixed) - num_spare
     if in_the_way or num_places < 0:
         raise QuantError(f"{num_kept} slots do not hold what cannot leave the GPU's memory")
     # Of experts that are used alike not a whole layer leaves, but some of every one.
@@ -53,12 +51,8 @@ def plan_departure(
     leaving, staying = order[:num_leaving], order[num_leaving:]
     used = {*fixed, *(resident[key] for key in staying)}
     holes = iter([slot for slot in range(num_kept) if slot not in used])
-    spare = spare if spare < num_kept else next(holes)
-    moving = []
-    for key in sorted(staying, key=resident.__getitem__):
-        if resident[key] >= num_kept:
-            moving.append((key, next(hole for hole in holes if hole != spare)))
-    return Departure(tuple(leaving), tuple(moving), spare)
+    movers = sorted((key for key in staying if resident[key] >= num_kept), key=resident.__getitem__)
+    return Departure(tuple(leaving), tuple((key, next(holes)) for key in movers))
 
 
 class SlotLender:
@@ -96,11 +90,12 @@ class SlotLender:
     def least_slots(self) -> int:
         """Slots that cannot be lent, however little room the experts have elsewhere."""
         store = self._store
-        fixed = self._fixed()
-        least = max(len(fixed), max(fixed, default=-1)) + 1
+        fixed = self._store.where.fixed_slots
+        num_kept = len(fixed) + store.where.num_spare
+        least = max(num_kept, max(fixed, default=-1) + 1)
         if store.tail is not None:
             return least
-        return max(least, len(store.resident) + len(fixed) + 1 - self._num_places)
+        return max(least, len(store.resident) + num_kept - self._num_places)
 
     def lend(self, num_kept: int) -> int:
         """Let go of all slots from num_kept on; returns how many experts left.
@@ -113,10 +108,11 @@ class SlotLender:
         store = self._store
         if num_kept >= store.num_usable:
             return 0
+        store.moves.finish()
         departure = plan_departure(
             {key: store.slot(key) for key in store.resident},
-            self._fixed(),
-            store.spare,
+            store.where.fixed_slots,
+            store.where.num_spare,
             num_kept,
             self._known_hits(),
         )
@@ -134,8 +130,7 @@ class SlotLender:
         except BaseException:  # Ctrl-C too: who has left by then is where it went
             store.host.give_back(set(places) - self._slots(store.pinned))
             raise
-        store.spare = departure.spare
-        store.num_usable = num_kept
+        store.where.num_usable = num_kept
         self._share_rows()
         return len(departure.leaving)
 
@@ -149,9 +144,9 @@ class SlotLender:
             QuantError: If one of the tail's cannot be read.
         """
         store = self._store
-        store.num_usable = max(store.num_usable, min(num_usable, len(store.pool.data)))
-        taken = {*self._fixed(), store.spare, *self._slots(store.resident)}
-        free = [slot for slot in range(store.num_usable) if slot not in taken]
+        store.moves.finish()
+        store.where.num_usable = max(store.num_usable, min(num_usable, store.num_slots))
+        free = store.where.free_slots()[store.where.num_spare :]
         hits = self._known_hits()
         away = store.pinned if store.tail is None else store.pinned | store.tail.keys
         coming = sorted(away, key=lambda key: (-hits(key), key))[: len(free)]
@@ -177,6 +172,9 @@ class SlotLender:
             store.carry_all(moves)
         finally:
             store.host.give_back(touched - self._slots(store.pinned))
+        for slot in store.where.free_hosted():
+            if store.host.trade(slot) is not None:
+                store.host.give_back([slot])
 
     def _empty_tail(self) -> None:
         """Those of the tail who are used most go to pinned memory that nobody is in."""
@@ -209,8 +207,4 @@ class SlotLender:
         """Let CPU and bus share what lies outside now."""
         store = self._store
         if self._row_shares is not None:
-            store.share_rows(self._row_shares(len(store.pinned)))
-
-    def _fixed(self) -> set[int]:
-        """Slots whose place captured launches may know: shared experts, and where prompts stage."""
-        return {*self._store.shared_slots, *self._store.prompts.staging}
+            store.where.share_rows(self._row_shares(len(store.pinned)))

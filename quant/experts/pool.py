@@ -120,6 +120,20 @@ class ExpertPool:
 
         return ExpertWeights(view("gate_up"), view("down"))
 
+    def addresses(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Where codes and scales of experts in slots begin, int64 ``[2, num_experts]`` each.
+
+        Args:
+            slots: int64 ``[num_experts]``, of the pool or as far from it as others of its size.
+        """
+        begins = slots * self.slot_nbytes + self.data.data_ptr()
+
+        def at(matrix: str) -> Tensor:
+            offsets = [v for (name, _), v in self.offsets.items() if name == matrix]
+            return torch.stack([begins + offsets[0], begins + offsets[-1]])
+
+        return at("gate_up"), at("down")
+
     def write(self, slot: int, expert: ExpertWeights, upload: Upload) -> None:
         """Put an expert into a slot.
 
@@ -190,18 +204,8 @@ class PooledExpertStore:
 
     def _table(self, layer_idx: int) -> ExpertTable:
         experts = [self.pool.expert(0)] * self.slot_of.shape[1]  # only their shape is looked at
-        gate_up_at, down_at = self._addresses(self.slot_of[layer_idx])
+        gate_up_at, down_at = self.pool.addresses(self.slot_of[layer_idx])
         return ExpertTable(experts, gate_up_at, down_at)
-
-    def _addresses(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Where codes and scales of slots begin, int64 ``[2, num_experts]`` each."""
-        slots = slots * self.pool.slot_nbytes + self.pool.data.data_ptr()
-
-        def at(matrix: str) -> Tensor:
-            offsets = [v for (name, _), v in self.pool.offsets.items() if name == matrix]
-            return torch.stack([slots + offsets[0], slots + offsets[-1]])
-
-        return at("gate_up"), at("down")
 
     @property
     def counts(self) -> Tensor:

@@ -7,7 +7,7 @@ works in the order of one stream, and who reads a prompt has waited for it.
 """
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -109,21 +109,30 @@ class ExpertTail:
             self.num_prompt_uses += len(set(topk_ids.flatten().tolist()))
             return self._disk.forward(layer_idx, hidden_states, topk_ids, topk_weights)
 
-    def take(self, key: ExpertKey) -> ExpertWeights:
-        """An expert that is in RAM, to be copied at once.
+    def copy(self, key: ExpertKey, write: Callable[[ExpertWeights], None], *, waits: bool) -> bool:
+        """Copy an expert that is in RAM; also while tokens ask for others.
+
+        Args:
+            key: Whom.
+            write: Copies what it is given; it may not be kept.
+            waits: Also if it is still on its way.
+
+        Returns:
+            Whether it was copied.
 
         Raises:
             QuantError: If the disk cannot be read.
         """
         with self._lock:
-            return self._disk.take(key)
+            if not self.is_near(key) or not (waits or self._disk.is_here(key)):
+                return False
+            write(self._disk.take(key))
+            return True
 
-    def exchange(self, leaving: ExpertKey, coming: ExpertKey) -> None:
-        """Let an expert go to another place, and have one that is read meanwhile in its stead."""
+    def warm(self, keys: Sequence[ExpertKey]) -> None:
+        """Begin to read experts for which there are free slots in RAM."""
         with self._lock:
-            self._keys.remove(leaving)
-            self._keys.add(coming)  # first: should its read not begin, it is read when asked for
-            self._disk.exchange(leaving, coming)
+            self._disk.warm(keys)
 
     def join(self, key: ExpertKey) -> None:
         """Have an expert that has no other place any more; it is read when it is asked for."""
@@ -146,7 +155,7 @@ class ExpertTail:
         """Let an expert go that has another place now."""
         with self._lock:
             self._disk.drop(key)
-            self._keys.remove(key)
+            self._keys.discard(key)
 
     @property
     def keys(self) -> set[ExpertKey]:

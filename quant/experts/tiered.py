@@ -5,29 +5,31 @@ host are read through the bus. While a token is decoded, the CPU runs some of th
 the GPU's memory at the same time, on request of the GPU; see `quant.kernels.triton.asking`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from quant.errors import QuantError
 from quant.experts.host_pool import HostPool
+from quant.experts.lanes import Lanes, lanes_of
+from quant.experts.moves import ExpertMover, Pair
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
-from quant.experts.prompt_tables import PromptTables, write_table
+from quant.experts.prompt_tables import PromptTables
 from quant.experts.sharing import SharingCosts
 from quant.experts.store import TierUse
 from quant.experts.tail import ExpertTail
+from quant.experts.whereabouts import Whereabouts
 from quant.kernels.base import KernelBackend
 from quant.kernels.native.serve import ExpertServer
 
 
 class TieredExpertStore(PooledExpertStore):
-    """Runs routed experts wherever each one lives, and moves them while nothing runs.
+    """Runs routed experts wherever each one lives, and moves them.
 
     Args:
-        pool: The GPU's, with one slot more than experts in it.
-        host: The experts in pinned memory.
+        pool: The GPU's, with slots that are free for exchanges and for staging.
+        host: The experts in pinned memory, with slots that are free for exchanges.
         slots: By layer index the slots of its routed and then its shared experts; NO_SLOT for one
             that is only in the mapped copy.
         num_layers: Layers of the model, those without experts included.
@@ -41,15 +43,16 @@ class TieredExpertStore(PooledExpertStore):
         row_shares: By the size of a prompt's chunk which share of a layer's experts in pinned
             memory the CPU runs: those used least.
         num_staged: Experts that a prompt's chunk brings to the GPU before it comes to their
-            layer, so that the bus does not rest: those used most. The pool has free slots for
-            twice as many.
+            layer, so that the bus does not rest: those used most. The first free slots of the
+            pool, twice as many, are for these; the others for exchanges.
         costs: Of this machine.
+        lanes: Of the pool's device.
 
     Attributes:
         costs: As given, for whoever decides which experts move.
-        spare: A slot of the GPU's that nobody is in, for the next exchange.
-        prompts: What a prompt's captured chunks read.
-        num_usable: Slots of the GPU's for experts; those from here on are lent to something else.
+        where: Who is where.
+        moves: Exchanges experts while tokens run.
+        lanes: As given.
         cpu_share: int32 on the device.
         decode_hits: int64 ``[2]`` on the device: experts that decoded tokens found in the GPU's
             memory, and such that they read through the bus.
@@ -73,34 +76,24 @@ class TieredExpertStore(PooledExpertStore):
         num_staged: int = 0,
         *,
         costs: SharingCosts,
+        lanes: Lanes | None = None,
     ) -> None:
         super().__init__(pool, slots, num_layers, num_shared, backend)
         self.host, self.server, self.costs = host, server, costs
         self.tail = tail
-        taken = {slot for layer in slots.values() for slot in layer}
-        spare = [slot for slot in range(len(pool.data)) if slot not in taken]
-        if len(spare) < 1 + 2 * num_staged:
-            raise QuantError(
-                f"a pool with {len(spare)} free slots cannot exchange experts and stage "
-                f"{num_staged}; give it {1 + 2 * num_staged}"
-            )
-        self.spare = spare[0]
-        self.num_usable = len(pool.data)
         device = pool.data.device
+        self.lanes = lanes or lanes_of(device)
+        self.where = where = Whereabouts(
+            pool, host, slots, num_layers, num_shared, num_staged, row_shares or {},
+            self.lanes.main,
+        )  # fmt: skip
+        self.slot_of, self.tables = where.tables.device["slot_of"], where.experts
         self.cpu_share = torch.tensor(cpu_share, dtype=torch.int32, device=device)
         self.decode_hits = torch.zeros(2, dtype=torch.int64, device=device)
-        self._slot_of = {layer_idx: list(layer) for layer_idx, layer in slots.items()}
-        self._counts_before = self.counts.clone()
         self._hits = self._routings = 0
-        self.prompts = PromptTables(
-            pool,
-            {layer_idx: self._table(layer_idx) for layer_idx in slots},
-            spare[1 : 1 + 2 * num_staged],
-            num_layers,
-            self._num_routed,
-            row_shares or {},
+        self.moves = ExpertMover(
+            where, server, tail, self.routing_counts, self._count_hits, self.lanes
         )
-        self._publish(set(slots))
 
     @property
     def num_slots(self) -> int:
@@ -119,54 +112,62 @@ class TieredExpertStore(PooledExpertStore):
         return self.num_usable * self.pool.slot_nbytes + self.host.nbytes + tail
 
     @property
+    def num_usable(self) -> int:
+        """Slots of the GPU's that are not lent to a cache."""
+        return self.where.num_usable
+
+    @property
+    def prompts(self) -> PromptTables:
+        """What a prompt's captured chunks read."""
+        return self.where.prompts
+
+    @property
     def resident(self) -> set[ExpertKey]:
         """The routed experts in the GPU's memory."""
-        return {
-            ExpertKey(layer_idx, expert_idx)
-            for layer_idx, layer in self._slot_of.items()
-            for expert_idx, slot in enumerate(layer[: self._num_routed])
-            if 0 <= slot < self.num_slots
-        }
+        return self.where.resident
+
+    @property
+    def pinned(self) -> set[ExpertKey]:
+        """The routed experts in pinned memory."""
+        return self.where.pinned
+
+    def slot(self, key: ExpertKey) -> int:
+        """What kernels call the place of an expert."""
+        return self.where.slot(key)
 
     def is_in_ram(self, key: ExpertKey) -> bool:
         """Whether an expert can come to the GPU without being read from the disk."""
-        return self.is_pinned(key) or (self.tail is not None and self.tail.is_near(key))
+        slot = self.slot(key)
+        near = slot == NO_SLOT and self.tail is not None and self.tail.is_near(key)
+        return near or self.host.holds(slot)
 
     def is_pinned(self, key: ExpertKey) -> bool:
         """Whether an expert is in pinned memory."""
         return self.host.holds(self.slot(key))
 
-    @property
-    def pinned(self) -> set[ExpertKey]:
-        """The routed experts in pinned memory."""
-        return {
-            ExpertKey(layer_idx, expert_idx)
-            for layer_idx, layer in self._slot_of.items()
-            for expert_idx, slot in enumerate(layer[: self._num_routed])
-            if self.host.holds(slot)
-        }
-
-    @property
-    def shared_slots(self) -> set[int]:
-        """Slots of the shared experts."""
-        return {slot for layer in self._slot_of.values() for slot in layer[self._num_routed :]}
-
-    @property
-    def _num_routed(self) -> int:
-        return self.slot_of.shape[1] - self._num_shared
-
     def _settle_hits(self) -> None:
-        """Count the routings since the last move by where their experts were."""
-        counts = self.counts.clone()
-        new = counts - self._counts_before
-        self._counts_before = counts
-        self._routings += int(new.sum())
+        """Count the routings since the last move by where their experts were. Waits."""
+        self.lanes.main.mark().synchronize()
+        self._count_hits(self.routing_counts.cpu(), self.resident)
+
+    def _count_hits(self, counts: Tensor, resident: Collection[ExpertKey]) -> None:
+        """Take in what was routed while these were on the GPU.
+
+        Args:
+            counts: Of `routing_counts` at the end of that time, on the CPU.
+            resident: Who was there.
+        """
+        counts = counts[:, : self.where.counts.shape[1]].clone()
+        new = counts - self.where.counts
         rows = new.tolist()
-        self._hits += sum(rows[key.layer_idx][key.expert_idx] for key in self.resident)
+        hits = sum(rows[key.layer_idx][key.expert_idx] for key in resident)
+        self._hits, self._routings = self._hits + hits, self._routings + int(new.sum())
+        self.where.counts = counts
 
     @property
     def hit_rate(self) -> float:
         """See `ExpertStore.hit_rate`; 1 if nothing was counted yet."""
+        self.moves.finish()
         self._settle_hits()
         return self._hits / self._routings if self._routings else 1.0
 
@@ -195,46 +196,9 @@ class TieredExpertStore(PooledExpertStore):
         """
         self.swap_all([(promoted, demoted)])
 
-    def swap_all(self, pairs: Sequence[tuple[ExpertKey, ExpertKey]]) -> None:
-        """`swap` for many pairs of a promoted and a demoted expert."""
-        if not pairs:
-            return
-        self._settle_hits()
-        try:
-            for promoted, demoted in pairs:
-                self._swap(promoted, demoted)
-        finally:  # what was done before a failure is done
-            self._publish({key.layer_idx for pair in pairs for key in pair})
-
-    def _swap(self, promoted: ExpertKey, demoted: ExpertKey) -> None:
-        up, down = self.slot(promoted), self.slot(demoted)
-        if self.tail is not None and self.tail.is_near(promoted) and 0 <= down < self.num_slots:
-            self._swap_with_tail(self.tail, promoted, demoted)
-            return
-        if not self.host.holds(up) or not 0 <= down < self.num_slots:
-            raise QuantError(f"{promoted} is not in RAM or {demoted} not on the GPU")
-        try:
-            self._carry(promoted, self.spare)
-            self._carry(demoted, up)
-        except BaseException:  # Ctrl-C too: a spare slot that somebody is in would be written to
-            if self.slot(promoted) != up and self.slot(demoted) == down:
-                self.server.forget(*demoted)
-                self._carry(promoted, up)
-            raise
-        finally:
-            self.spare = self.spare if self.slot(demoted) == down else down
-
-    def _swap_with_tail(self, tail: ExpertTail, promoted: ExpertKey, demoted: ExpertKey) -> None:
-        """Nothing is copied back: whoever leaves the GPU is read from the copy, beside the rest."""
-        self.pool.write(self.spare, tail.take(promoted), _copy)
-        self._slot_of[promoted.layer_idx][promoted.expert_idx] = self.spare
-        self.spare = self.slot(demoted)
-        self._slot_of[demoted.layer_idx][demoted.expert_idx] = NO_SLOT
-        tail.exchange(promoted, demoted)
-
-    def slot(self, key: ExpertKey) -> int:
-        """What kernels call the place of an expert."""
-        return self._slot_of[key.layer_idx][key.expert_idx]
+    def swap_all(self, pairs: Sequence[Pair]) -> None:
+        """`swap` for many pairs of a promoted and a demoted expert; see `ExpertMover.exchange`."""
+        self.moves.exchange(pairs)
 
     def carry_all(self, moves: Sequence[tuple[ExpertKey, int]]) -> None:
         """Bring experts to slots that nobody is in by then, one after the other.
@@ -246,52 +210,28 @@ class TieredExpertStore(PooledExpertStore):
         """
         if not moves:
             return
+        self.moves.finish()
         self._settle_hits()
         try:
             for key, slot in moves:
                 self._carry(key, slot)
         finally:  # what was interrupted is where it was, and what was done before is done
-            self._publish({key.layer_idx for key, _ in moves})
+            self.where.publish({key.layer_idx for key, _ in moves})
 
     def _carry(self, key: ExpertKey, slot: int) -> None:
-        before = self.slot(key)
+        where, before = self.where, self.slot(key)
         if self.tail is not None and slot == NO_SLOT:
             self.tail.join(key)
         elif self.tail is not None and before == NO_SLOT:
-            self.pool.write_in(self._memory(slot), self.tail.bring(key), _copy)
+            where.write(slot, self.tail.bring(key))
             self.tail.part(key)
         else:
-            self._memory(slot).copy_(self._memory(before))
+            where.memory(slot).copy_(where.memory(before))
         if self.host.holds(slot):
-            self.server.place(*key, self.pool.expert_in(self._memory(slot)))
+            self.server.place(*key, where.expert_in(slot))
         else:
             self.server.forget(*key)
-        self._slot_of[key.layer_idx][key.expert_idx] = slot
-
-    def _memory(self, slot: int) -> Tensor:
-        """Of a slot that kernels can address."""
-        hosted = self.host.at(slot)
-        return self.pool.data[slot] if hosted is None else hosted
-
-    def share_rows(self, row_shares: Mapping[int, float]) -> None:
-        """Change the shares of a prompt's experts that the CPU runs, for sizes known already."""
-        self.prompts.share(row_shares)
-        for layer_idx in self._slot_of:
-            self._publish_prompts(layer_idx)
-
-    def _publish(self, layers: set[int]) -> None:
-        """Bring the tables of layers to the device; whatever runs next finds the new places."""
-        for layer_idx in layers:
-            slots = torch.tensor(self._slot_of[layer_idx])
-            self.slot_of[layer_idx].copy_(slots)
-            write_table(self.tables[layer_idx], *self._addresses(self.slot_of[layer_idx]))
-            self._publish_prompts(layer_idx)
-
-    def _publish_prompts(self, layer_idx: int) -> None:
-        slots = self._slot_of[layer_idx]
-        pinned = [i for i in range(self._num_routed) if self.host.holds(slots[i])]
-        counts = self._counts_before[layer_idx].tolist()
-        self.prompts.publish(layer_idx, slots, pinned, counts, self._addresses)
+        where.put(key, slot)
 
     def forward(
         self, layer_idx: int, hidden_states: Tensor, topk_ids: Tensor, topk_weights: Tensor
@@ -321,13 +261,12 @@ class TieredExpertStore(PooledExpertStore):
 
     def _addressable(self, layer_idx: int) -> int | None:
         """An expert of a layer that the GPU can read, for tokens that chose another."""
-        slots = self._slot_of[layer_idx]
+        slots = self.where.slots(layer_idx)
         return next((i for i, slot in enumerate(slots) if slot != NO_SLOT), None)
 
     def close(self) -> None:
-        """Stop the CPU's thread."""
-        self.server.close()
-
-
-def _copy(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)
+        """Stop the CPU's thread, once nothing moves any more."""
+        try:
+            self.moves.finish()
+        finally:
+            self.server.close()

@@ -5,9 +5,11 @@
 
 Weights are random; ``--resident`` routed experts of 1,728 lie on the GPU, chosen at random, the
 others in pinned memory. Routing is uniform, or with ``--skew S`` so that the resident half of the
-experts gets the share S of all choices; then ``--adapt`` turns to the other half, and lets experts
-move until none does any more: speed and hit rate without and with. Times are medians over tokens
-of a captured graph; with ``--shares`` every way to share the rest between CPU and bus is tried.
+experts gets the share S of all choices. ``--adapt`` measures what moves cost: replies of 256 tokens
+in which 64 experts change places beside the tokens, at once before one, or not at all, in turns;
+with ``--skew`` it then turns to the other half, and lets experts move until none does any more:
+speed and hit rate without and with. Times are medians over tokens of a captured graph; with
+``--shares`` every way to share the rest between CPU and bus is tried.
 """
 
 import argparse
@@ -60,7 +62,7 @@ def build(quant: str, num_resident: int) -> Decoder:
     report(
         event="loaded", quant=quant, resident=num_resident, of=len(KEYS),
         shares=decoder.experts.cpu_share.tolist(),
-        row_shares={k: round(v, 3) for k, v in decoder.experts._row_shares.items()},
+        row_shares={k: round(v, 3) for k, v in decoder.experts.prompts._row_shares.items()},
         threads=num_threads(), seconds=round(time.perf_counter() - began, 1),
         gpu_GB=round(torch.cuda.memory_allocated() / 1e9, 3),
     )  # fmt: skip
@@ -143,6 +145,60 @@ def adapt(decoder: Decoder, count: int) -> None:
     measure(decoder, "other half, after", count)
 
 
+NUM_MOVES, REPLY_TOKENS, NUM_ROUNDS = 64, 256, 5
+WAYS = ("none", "beside", "at once")
+
+
+def time_reply(decoder: Decoder, way: str, seed: int) -> tuple[float, int]:
+    """Seconds of a reply with the host a token behind, and the token at which all have moved."""
+    captured, store = decoder.step, decoder.experts
+    graph = greedy_graph(captured, SHAPE_21B.vocab_size)
+    kv_cache = filled_cache(decoder, 512)  # kept: the device writes to it
+    captured.place(kv_cache, 512)
+    generator = torch.Generator().manual_seed(seed)
+    one, other = sorted(store.pinned), sorted(store.resident)
+    order = [torch.randperm(len(keys), generator=generator).tolist() for keys in (one, other)]
+    pairs = [(one[i], other[j]) for i, j in zip(*order, strict=False)][:NUM_MOVES]
+    ended, moved_at = [], 0
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for at in range(REPLY_TOKENS):
+        store.server.wake()
+        graph.replay()
+        ended.append(store.lanes.main.mark())
+        if at:
+            ended[at - 1].synchronize()
+        if way != "none" and at == 1:
+            store.moves.ask(pairs) if way == "beside" else store.swap_all(pairs)
+        store.moves.advance()
+        moved_at = moved_at or (at if at > 1 and store.moves.is_idle else 0)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    store.server.check()
+    captured._held = (-1, -1, -1)
+    if int(captured.step._arrived[1]):
+        raise RuntimeError("an answer of the CPU never came")
+    return seconds, moved_at
+
+
+def measure_moves(decoder: Decoder) -> None:
+    """Three rows: tokens a second while experts move beside them, at once before one, or not."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    moved = dict.fromkeys(WAYS, 0)
+    for turn in range(NUM_ROUNDS + 1):
+        for way in WAYS:
+            seconds, moved[way] = time_reply(decoder, way, turn)
+            times[way] += [seconds] * bool(turn)  # the first is not counted
+    still = statistics.median(times["none"])
+    for way in WAYS:
+        median = statistics.median(times[way])
+        report(
+            event="moves", way=way, moves=NUM_MOVES * (way != "none"), tokens=REPLY_TOKENS,
+            tok_s=round(REPLY_TOKENS / median, 1), ratio=round(still / median, 4),
+            lost_ms=round(1e3 * (median - still), 1), all_moved_at=moved[way],
+        )  # fmt: skip
+
+
 def time_prefill(decoder: Decoder, length: int, label: str = "measured") -> None:
     """One row: speed of a prompt, and what the CPU took for its share."""
     before = decoder.experts.server.use
@@ -188,14 +244,16 @@ def main() -> None:
                 decoder.experts.cpu_share.copy_(torch.tensor(shares))
                 measure(decoder, f"shares {shares}", args.tokens)
             for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
-                decoder.experts._row_shares = dict.fromkeys(decoder.experts._row_shares, share)
-                decoder.experts._publish(set(SHAPE_21B.moe_layers))
+                sizes = decoder.experts.prompts.masks
+                decoder.experts.where.share_rows(dict.fromkeys(sizes, share))
                 time_prefill(decoder, 512, f"row share {share}")
+        if args.adapt:
+            measure_moves(decoder)
         if args.skew:
             skew(decoder, args.skew)
             measure(decoder, f"skew {args.skew}", args.tokens)
-        if args.adapt:
-            adapt(decoder, args.tokens)
+            if args.adapt:
+                adapt(decoder, args.tokens)
         decoder.experts.close()
         del decoder
         torch.cuda.empty_cache()

@@ -70,7 +70,7 @@ class TieredModel(Model):
         resident, rest = keys[:NUM_RESIDENT], keys[NUM_RESIDENT:]
         copies, hosted = rest[: self.num_copies], rest[self.num_copies :]
         pool = ExpertPool(experts[1][0], NUM_RESIDENT + 4 + 1 + 2 * NUM_STAGED, DEVICE)
-        host = HostPool(pool, len(hosted))
+        host = HostPool(pool, len(hosted), 1)
         slots = {i: [NO_SLOT] * 10 for i in CONFIG.moe_layers}
         with Uploader(DEVICE) as upload:
             for slot, key in enumerate(resident):

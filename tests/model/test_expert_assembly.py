@@ -16,6 +16,7 @@ from quant.copy import QuantizedCopy
 from quant.copy_writer import CopyWriter
 from quant.errors import QuantError
 from quant.experts.lending import SlotLender
+from quant.experts.moves import NUM_AT_ONCE
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT
 from quant.experts.tiered import TieredExpertStore
@@ -154,7 +155,7 @@ def test_where_ram_is_full_those_who_leave_begin_a_tier_on_disk(copy, formats):
     lender = SlotLender(store, 0, lambda: 1 << 40)  # there is no RAM for any of them
     assert not store.has_unaddressable
     assert "disk" not in {use.name for use in store.uses}
-    assert lender.least_slots == 3  # shared ones, and the spare
+    assert lender.least_slots == 2 + NUM_AT_ONCE  # shared ones, and those for exchanges
     assert lender.lend(total - 5) == 5
     assert store.has_unaddressable
     gone = sorted(before - store.resident)

@@ -1,11 +1,13 @@
 """A tiered store on the CPU: its table's addresses are read as a GPU's kernels read them."""
 
 import ctypes
+from functools import cache
 
 import pytest
 import torch
 
 from quant.experts.host_pool import HostPool
+from quant.experts.lanes import Lanes
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import ExpertPool
 from quant.experts.sharing import SharingCosts
@@ -24,7 +26,7 @@ needs_native = pytest.mark.skipif(
 CPU = torch.device("cpu")
 HIDDEN, WIDTH, NUM_EXPERTS, LAYERS = 128, 64, 8, (1, 2)
 NUM_STAGED, NUM_SHARED = 2, 1
-NUM_FREE = 1 + 2 * NUM_STAGED
+NUM_FREE = 1 + 2 * NUM_STAGED  # by default
 
 
 def tensor_at(address: int, like: torch.Tensor) -> torch.Tensor:
@@ -58,32 +60,45 @@ class AddressBackend(ReferenceBackend):
         return super().routed_experts(hidden_states, topk_ids, topk_weights, experts)
 
 
+@cache
+def random_experts(count: int) -> list[ExpertWeights]:
+    """So many of one shape, always the same."""
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> QuantTensor:
+        return FORMATS["nf4"].quantize(torch.randn(rows, columns, generator=generator) * 0.1)
+
+    return [ExpertWeights(matrix(2 * WIDTH, HIDDEN), matrix(HIDDEN, WIDTH)) for _ in range(count)]
+
+
 class SmallTiers:
     """Two layers of eight routed experts and a shared one, in a pool and in the host's memory.
 
     Args:
         num_hosted: Routed experts that begin outside the pool.
         tail_nbytes: Behind the pool's slots.
+        num_spare: Slots for exchanges, of the pool and of the host each.
+        lanes: Of the store.
     """
 
-    def __init__(self, num_hosted: int = 4, tail_nbytes: int = 0) -> None:
-        generator = torch.Generator().manual_seed(0)
-
-        def matrix(rows: int, columns: int) -> QuantTensor:
-            return FORMATS["nf4"].quantize(torch.randn(rows, columns, generator=generator) * 0.1)
-
+    def __init__(
+        self,
+        num_hosted: int = 4,
+        tail_nbytes: int = 0,
+        num_spare: int = 1,
+        lanes: Lanes | None = None,
+    ) -> None:
+        num_free = num_spare + 2 * NUM_STAGED
         keys = [ExpertKey(i, j) for i in LAYERS for j in range(NUM_EXPERTS + NUM_SHARED)]
-        self.experts = {
-            key: ExpertWeights(matrix(2 * WIDTH, HIDDEN), matrix(HIDDEN, WIDTH)) for key in keys
-        }
+        self.experts = dict(zip(keys, random_experts(len(keys)), strict=True))
         shared = [key for key in keys if key.expert_idx == NUM_EXPERTS]
         routed = [key for key in keys if key not in shared]
         hosted, resident = routed[:num_hosted], routed[num_hosted:]
-        num_slots = len(shared) + NUM_FREE + len(resident)
+        num_slots = len(shared) + num_free + len(resident)
         self.pool = ExpertPool(self.experts[keys[0]], num_slots, CPU, tail_nbytes)
-        host = HostPool(self.pool, num_hosted)
+        host = HostPool(self.pool, num_hosted, num_spare)
         slots = {i: [0] * (NUM_EXPERTS + NUM_SHARED) for i in LAYERS}
-        places = [*shared, *[None] * NUM_FREE, *resident]
+        places = [*shared, *[None] * num_free, *resident]
         for slot, key in enumerate(places):
             if key is not None:
                 slots[key.layer_idx][key.expert_idx] = slot
@@ -97,7 +112,7 @@ class SmallTiers:
         server = ExpertServer(on_cpu, 3, HIDDEN, native, pinned=False)
         self.store = TieredExpertStore(
             self.pool, host, slots, 3, NUM_SHARED, AddressBackend(), server, None, (0, 1, 1),
-            {32: 0.5, 128: 0.5}, NUM_STAGED, costs=SharingCosts(1e10, 1e10),
+            {32: 0.5, 128: 0.5}, NUM_STAGED, costs=SharingCosts(1e10, 1e10), lanes=lanes,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -112,9 +127,13 @@ class SmallTiers:
             else:
                 assert tuple(key) not in store.server._kept
         slots = [store.slot(key) for key in self.experts]
-        assert len({*slots, store.spare, *store.prompts.staging}) == len(slots) + NUM_FREE
+        spare = store.where.free_slots()
+        assert len(spare) >= store.where.num_spare  # more where who left was interrupted
+        assert len({*slots, *spare, *store.prompts.staging}) == (
+            len(slots) + len(spare) + 2 * NUM_STAGED
+        )
         on_gpu = [slot for slot in slots if not store.host.holds(slot)]
-        assert all(0 <= slot < store.num_usable for slot in [*on_gpu, store.spare])
+        assert all(0 <= slot < store.num_usable for slot in [*on_gpu, *spare])
         assert store.slot_of[1:].tolist() == [
             [store.slot(ExpertKey(i, j)) for j in range(NUM_EXPERTS + NUM_SHARED)] for i in LAYERS
         ]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from quant.experts.adaptation import AdaptationPolicy
-from quant.experts.adapter import GPU_NBYTES_PER_SECOND, ExpertAdapter
+from quant.experts.adapter import ADAPT_EVERY, GPU_NBYTES_PER_SECOND, ExpertAdapter
 from quant.experts.placement import ExpertKey
 from quant.experts.sharing import SharingCosts
 
@@ -15,12 +15,51 @@ KEYS = [ExpertKey(i, j) for i in LAYERS for j in range(NUM_EXPERTS)]
 EAGER = AdaptationPolicy(hysteresis=1.0, noise=0.0, horizon_tokens=10**9)
 
 
+class Moves:
+    """Exchanges that are carried out only when a test says so."""
+
+    def __init__(self) -> None:
+        self.num_done = self.num_looks = 0
+        self.asked: list[tuple[ExpertKey, ExpertKey]] = []
+
+    def ask(self, pairs) -> None:
+        self.asked = list(pairs)
+
+    def advance(self) -> None:
+        self.num_looks += 1
+
+    def finish(self) -> None:
+        self.asked = []
+
+
+class LateLane:
+    """Copies that have not ended before `end`."""
+
+    def __init__(self) -> None:
+        self.begun = []
+
+    def copy(self, target, source) -> None:
+        self.begun.append((target, source))
+
+    def mark(self):
+        return SimpleNamespace(query=lambda: not self.begun, synchronize=self.end)
+
+    def end(self) -> None:
+        for target, source in self.begun:
+            target.copy_(source)
+        self.begun.clear()
+
+
 class Store:
     """Half of each layer is on the GPU; who is asked to move does so at once."""
 
     def __init__(self, bus: float = 1e9, on_disk: frozenset[ExpertKey] = frozenset()) -> None:
         self.resident = {key for key in KEYS if key.expert_idx < 4}
-        self.counts = torch.zeros(NUM_LAYERS, NUM_EXPERTS, dtype=torch.int64)
+        self.routing_counts = torch.zeros(NUM_LAYERS, NUM_EXPERTS + 1, dtype=torch.int64)
+        self.counts = self.routing_counts[:, :NUM_EXPERTS]  # the last one is shared
+        self.lane = LateLane()
+        self.lanes = SimpleNamespace(main=self.lane)
+        self.moves = Moves()
         self.pool = SimpleNamespace(slot_nbytes=EXPERT_NBYTES)
         self.costs = SharingCosts(ram=1e9, bus=bus)
         self.on_disk = on_disk
@@ -35,6 +74,7 @@ class Store:
             assert demoted in self.resident
             self.resident = self.resident - {demoted} | {promoted}
             self.swaps.append((promoted, demoted))
+            self.moves.num_done += 1
 
     def route(self, num_tokens: int, *keys: ExpertKey) -> None:
         for key in keys:
@@ -155,3 +195,42 @@ def test_more_tokens_never_undo_what_is_right():
 def test_before_the_first_tokens_nothing_moves():
     store = Store()
     assert make(store, AdaptationPolicy()).adapt(0) == 0
+
+
+def test_within_a_reply_counts_are_read_when_they_are_here_and_never_waited_for():
+    store = Store()
+    adapter = make(store)
+    hot = ExpertKey(1, 6)
+    store.route(200, hot)
+    for num_tokens in range(1, ADAPT_EVERY + 3):
+        adapter.follow(num_tokens)
+    assert (store.moves.asked, len(store.lane.begun)) == ([], 1)
+    store.lane.end()
+    store.route(10_000, ExpertKey(2, 7))  # of tokens after those that were asked for
+    adapter.follow(ADAPT_EVERY + 3)
+    assert store.moves.asked[0][0] == hot
+    assert ExpertKey(2, 7) not in {promoted for promoted, _ in store.moves.asked}
+    assert store.moves.num_looks == ADAPT_EVERY + 3  # what is under way goes on at every token
+    adapter.follow(ADAPT_EVERY + 4)
+    assert store.lane.begun == []
+    adapter.follow(2 * ADAPT_EVERY)
+    assert len(store.lane.begun) == 1
+
+
+def test_a_turn_that_ends_before_the_counts_are_here_counts_everything_once():
+    store = Store()
+    adapter = make(store)
+    store.route(200, ExpertKey(1, 6))
+    adapter.follow(ADAPT_EVERY)
+    assert adapter.adapt(ADAPT_EVERY + 5) == 1
+    store.lane.end()
+    adapter.follow(ADAPT_EVERY + 6)
+    assert (store.moves.asked, adapter.num_swaps) == ([], 1)
+
+
+def test_switched_off_nothing_is_asked_within_a_reply():
+    store = Store()
+    adapter = make(store, AdaptationPolicy(is_on=False))
+    for num_tokens in range(2 * ADAPT_EVERY):
+        adapter.follow(num_tokens)
+    assert (store.lane.begun, store.moves.num_looks) == ([], 0)

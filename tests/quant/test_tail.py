@@ -16,6 +16,7 @@ from quant.experts.adapter import ExpertAdapter
 from quant.experts.cache import ExpertCache, StoredExpert
 from quant.experts.disk import DiskExpertStore
 from quant.experts.host_pool import HostPool
+from quant.experts.lanes import Lanes
 from quant.experts.lending import SlotLender
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool
@@ -88,10 +89,12 @@ class Tiers:
         path: Path | None = None,
         on_gpu: Sequence[ExpertKey] = ON_GPU,
         pinned: Sequence[ExpertKey] = PINNED,
+        num_spare: int = 1,
+        lanes: Lanes | None = None,
     ) -> None:
         self.copy = copy
-        pool = ExpertPool(of_copy(copy, KEYS[0]), len(on_gpu) + 1, CPU)
-        host = HostPool(pool, len(pinned))
+        pool = ExpertPool(of_copy(copy, KEYS[0]), len(on_gpu) + num_spare, CPU)
+        host = HostPool(pool, len(pinned), num_spare)
         slots = {layer: [NO_SLOT] * NUM_EXPERTS for layer in LAYERS}
         known: dict[int, list] = {layer: [None] * NUM_EXPERTS for layer in LAYERS}
         for slot, key in enumerate(on_gpu):
@@ -114,7 +117,7 @@ class Tiers:
         self.tail.serve(self.server)
         self.store = TieredExpertStore(
             pool, host, slots, NUM_LAYERS, 0, AddressBackend(), self.server, self.tail,
-            (0, 1, 2, 3), costs=SharingCosts(1e10, 1e10),
+            (0, 1, 2, 3), costs=SharingCosts(1e10, 1e10), lanes=lanes,
         )  # fmt: skip
         self.number = 0
         self.generator = torch.Generator().manual_seed(1)
@@ -344,7 +347,7 @@ def test_who_left_for_the_disk_returns_though_others_take_its_slot(copy, later):
     assert lender.take_back(total) == 3
     assert tiers.tail.is_empty
     assert not store.has_unaddressable
-    assert store.host.nbytes == 4 * store.pool.slot_nbytes
+    assert store.host.nbytes == 5 * store.pool.slot_nbytes
     for layer in LAYERS:
         far = tiers.far_ids(layer)
         for first in range(0, len(far), 3):

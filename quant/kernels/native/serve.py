@@ -128,6 +128,10 @@ class ExpertServer:
         self._tables[layer_idx][expert_idx] = ctypes.addressof(view)
         self._views[key], self._kept[key] = view, expert
 
+    def knows(self, layer_idx: int, expert_idx: int) -> bool:
+        """Whether it was said where an expert is."""
+        return (layer_idx, expert_idx) in self._kept
+
     def forget(self, layer_idx: int, expert_idx: int) -> None:
         """Let go of an expert. The caller sees to it that nobody asks for it any more."""
         self._tables[layer_idx][expert_idx] = None
