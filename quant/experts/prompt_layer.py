@@ -17,6 +17,7 @@ from quant.kernels.base import ExpertWeights, KernelBackend
 
 MAX_STAGED = 16  # experts read and not yet run: what a disk brings while a layer attends
 MAX_GROUP = 8  # experts of one call; between two calls what has run makes place for the next
+MAX_ROWS = 1024  # of one call: where a chunk's tokens all choose alike, its rows take their place
 CERTAIN_SHARE = 0.9  # of a layer's experts used: then the next layer's are taken to be used too
 
 
@@ -57,7 +58,8 @@ def run_layer(
 ) -> tuple[Tensor, list[ExpertKey]]:
     """The weighted sum of each token's experts; see `ExpertStore.forward`.
 
-    Beside the activations it holds float32 ``[num_tokens, num_experts_per_tok, hidden_size]``.
+    Beside the activations it holds float32 ``[num_tokens, num_experts_per_tok, hidden_size]``,
+    and inputs and results of MAX_ROWS rows, or of one expert's tokens if these are more.
 
     Args:
         shelf: Has the experts.
@@ -79,7 +81,7 @@ def run_layer(
     results = torch.empty(*topk_ids.shape, rows.shape[1])
     reads = _Reads(shelf, [ExpertKey(layer_idx, expert_idx) for expert_idx in pairs.used], later)
     while reads.waiting:
-        group = reads.next_group()
+        group = _together(reads.next_group(), pairs)
         experts = [shelf.take(key) for key in group]
         reads.top_up(group)
         pairs.run(backend, rows, [key.expert_idx for key in group], experts, results)
@@ -88,6 +90,17 @@ def run_layer(
     for place in range(1, topk_ids.shape[1]):
         out += results[:, place]
     return out.to(hidden_states.dtype), reads.guessed
+
+
+def _together(group: Sequence[ExpertKey], pairs: "_Pairs") -> list[ExpertKey]:
+    """The first experts of a group, as many as may run in one call."""
+    some, num_rows = [group[0]], pairs.num_rows(group[0].expert_idx)
+    for key in group[1:]:
+        num_rows += pairs.num_rows(key.expert_idx)
+        if num_rows > MAX_ROWS:
+            break
+        some.append(key)
+    return some
 
 
 class _Reads:
@@ -160,6 +173,10 @@ class _Pairs:
         begins = sizes[self.used].cumsum(0)[:-1]
         split = (part.tensor_split(begins) for part in (tokens, places, weights))
         self._of = dict(zip(self.used, zip(*split, strict=True), strict=True))
+
+    def num_rows(self, expert_idx: int) -> int:
+        """Tokens of an expert that is used."""
+        return len(self._of[expert_idx][0])
 
     def run(
         self,

@@ -5,7 +5,7 @@ import torch
 
 from quant.experts.disk import DiskExpertStore
 from quant.experts.placement import ExpertKey
-from quant.experts.prompt_layer import MAX_STAGED
+from quant.experts.prompt_layer import MAX_ROWS, MAX_STAGED
 from quant.formats import FORMATS
 from quant.kernels import ExpertWeights
 from quant.kernels.reference import ReferenceBackend
@@ -87,3 +87,26 @@ def test_a_prompt_leaves_what_a_profile_calls_hot_in_ram():
     gone = [place for place, key in enumerate(keys[:NUM_SLOTS]) if key not in cache]
     assert len(gone) <= 2 * MAX_STAGED
     assert min(gone) >= NUM_SLOTS - 3 * MAX_STAGED  # the coldest of those that were there
+
+
+class CountingBackend(ReferenceBackend):
+    """Remembers the rows of each call."""
+
+    def __init__(self):
+        self.num_rows = []
+
+    def routed_experts(self, hidden_states, *rest):
+        self.num_rows.append(len(hidden_states))
+        return super().routed_experts(hidden_states, *rest)
+
+
+def test_a_chunk_whose_tokens_choose_alike_runs_in_calls_of_bounded_size():
+    backend, cache = CountingBackend(), FakeCache()
+    store = DiskExpertStore(cache, [0], NUM_EXPERTS, 1, backend)
+    x, weights = torch.randn(300, HIDDEN), torch.rand(300, NUM_EXPERTS)
+    ids = torch.arange(NUM_EXPERTS).expand(300, -1)
+    out = store.forward(0, x, ids, weights)
+    assert backend.num_rows == [900, 900, 600]  # 300 each: three at once, and the rest
+    assert max(backend.num_rows) <= MAX_ROWS
+    expected = ReferenceBackend().routed_experts(x, ids, weights, [ONE] * NUM_EXPERTS)
+    assert torch.allclose(out, expected, atol=1e-5)
