@@ -118,7 +118,8 @@ def _model(
     quant = "nf4" if load.quant == "auto" else load.quant
     formats = choose_formats(quant, load, device)
     try:
-        sizes = model_sizes(config, family.tensors(config).values(), formats)
+        slots = family.tensors(config).values()
+        sizes = model_sizes(config, slots, formats, getattr(torch, load.dtype))
         tokens = max(load.ctx or 0, bench.prompt_tokens + bench.new_tokens)
         figures = kept_figures(device, keep=load.keep_speeds)
         memory = fit(sizes, load, tokens, None, this_machine(device))

@@ -33,7 +33,15 @@ RESERVE_NBYTES = 256 * MIB  # of free memory is left to others when no size is a
 MAX_RESERVE_SHARE = 0.05
 # What a process takes on a GPU beside weights and cache: the driver's context, torch's workspaces.
 GPU_CONTEXT_NBYTES = 640 * MIB
-GPU_WORKSPACE_NBYTES = 256 * MIB
+GPU_WORKSPACE_NBYTES = 256 * MIB  # at the 21B shape, where a chunk's buffers are 71 of it
+GPU_REST_NBYTES = GPU_WORKSPACE_NBYTES - 71 * MIB
+# What a process comes to hold beyond what it has when it plans: code that is read when it first
+# runs, threads, freed memory that malloc keeps. On mini, where nothing else weighs, 6 MiB with all
+# experts in RAM and 31 with some on disk, which eight threads read.
+PROGRAM_GROWTH_NBYTES = 40 * MIB
+# A chat holds more when it plans than `erniechat plan` does (measured: 15 MiB): a least size that
+# is named must be enough for both.
+PROGRAM_NOISE_NBYTES = 16 * MIB
 PLANNED_CONTEXT = 8192  # tokens, of a context that may grow
 NUM_READ_SLOTS = 4  # times the experts of a token and layer: in RAM for those that leave for disk
 MOST_GROWTHS = 16  # each takes an expert's bytes of RAM more than what leaves; see HostPool
@@ -61,7 +69,18 @@ def this_machine(device: torch.device) -> Machine:
     return Machine(host_memory(), process_memory().rss_nbytes, gpu_memory(device))
 
 
-def budget(place: TierName, asked: str | None, memory: DeviceMemory, held_nbytes: int) -> Budget:
+def machine_again(before: Machine, device: torch.device) -> Machine:
+    """The machine as it is now, for a program that holds what it did before it read weights."""
+    return dataclasses.replace(this_machine(device), program_nbytes=before.program_nbytes)
+
+
+def budget(
+    place: TierName,
+    asked: str | None,
+    memory: DeviceMemory,
+    held_nbytes: int,
+    noise_nbytes: int = 0,
+) -> Budget:
     """The bytes that may be taken of a memory.
 
     Args:
@@ -69,20 +88,21 @@ def budget(place: TierName, asked: str | None, memory: DeviceMemory, held_nbytes
         asked: The flag's value, or None for what is free.
         memory: What there is.
         held_nbytes: What this process holds there already, and counts too.
+        noise_nbytes: That the next process may hold more.
 
     Raises:
         UsageError: If more is asked for than there is.
     """
     if asked is None:
         most = max(0, memory.free_nbytes + held_nbytes - _reserve(memory))
-        return Budget(most, total_nbytes=memory.total_nbytes)
+        return Budget(most, total_nbytes=memory.total_nbytes, noise_nbytes=noise_nbytes)
     nbytes = size_nbytes(asked, memory.total_nbytes)
     if nbytes is None or nbytes > memory.total_nbytes:
         raise UsageError(
             f"{FLAGS[place]} must be at most the {memory.total_nbytes / 2**30:.1f}GiB there are, "
             f'got "{asked}"'
         )
-    return Budget(nbytes, asked, memory.total_nbytes)
+    return Budget(nbytes, asked, memory.total_nbytes, noise_nbytes)
 
 
 def _reserve(memory: DeviceMemory) -> int:
@@ -94,6 +114,16 @@ def workspace_nbytes(config: ModelConfig) -> int:
     routed = config.num_experts_per_tok * 3 * config.moe_intermediate_size
     widths = 6 * config.hidden_size + 3 * config.intermediate_size + routed
     return 4 * (PREFILL_CHUNK * widths + 2 * config.vocab_size)
+
+
+def gpu_workspace_nbytes(config: ModelConfig) -> int:
+    """Workspaces on a GPU, of which the buffers of a chunk of a prompt grow with the model."""
+    heads = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    chosen = config.num_experts_per_tok + config.num_shared_experts
+    act = max(chosen * config.moe_intermediate_size, config.intermediate_size)
+    widths = 8 * config.hidden_size + 6 * heads + 4 * kv + 2 * act + 4 * chosen * config.hidden_size
+    return max(GPU_WORKSPACE_NBYTES, GPU_REST_NBYTES + PREFILL_CHUNK * widths)
 
 
 def fit(
@@ -127,7 +157,8 @@ def fit(
     on_gpu = None
     if gpu is not None:
         on_gpu = budget("GPU", options.gpu_memory, gpu, machine.gpu_program_nbytes)
-    in_ram = budget("RAM", options.cpu_memory, machine.ram, machine.program_nbytes)
+    held, noise = machine.program_nbytes, PROGRAM_NOISE_NBYTES
+    in_ram = budget("RAM", options.cpu_memory, machine.ram, held, noise)
 
     def planned(num_tokens: int, num_staged: int | None = None) -> MemoryPlan:
         needs = _needs(sizes, options, num_tokens, machine, num_staged)
@@ -200,14 +231,14 @@ def _needs(
     num_staged: int | None,
 ) -> Needs:
     """Beside the weights; None is for a model all of whose experts stay in one place."""
-    gpu: tuple[Item, ...] = (
-        Item("driver", GPU_CONTEXT_NBYTES),
-        Item("workspaces", GPU_WORKSPACE_NBYTES),
-    )
-    ram: tuple[Item, ...] = (
-        Item("program", machine.program_nbytes),
-        Item("workspaces", workspace_nbytes(sizes.config)),
-    )
+    in_ram, on_gpu = workspace_nbytes(sizes.config), gpu_workspace_nbytes(sizes.config)
+    if machine.gpu is None:
+        in_ram += sizes.unpacked_nbytes
+    else:
+        on_gpu += sizes.unpacked_nbytes
+    program = machine.program_nbytes + PROGRAM_GROWTH_NBYTES + sizes.library_nbytes
+    gpu: tuple[Item, ...] = (Item("driver", GPU_CONTEXT_NBYTES), Item("workspaces", on_gpu))
+    ram: tuple[Item, ...] = (Item("program", program), Item("workspaces", in_ram))
     if num_staged is not None:
         gpu = (*gpu, _slots(sizes, free_slots(num_staged)))
         ram = (*ram, _slots(sizes, NUM_AT_ONCE))

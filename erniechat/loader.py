@@ -13,7 +13,7 @@ from erniechat.early import EarlyModel, find_early
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
-from erniechat.fit import expert_places
+from erniechat.fit import Machine, expert_places, machine_again, this_machine
 from erniechat.machine import keep_figures, kept_figures
 from erniechat.memory_plan import MemoryPlan
 from erniechat.model.assembly import assemble
@@ -85,10 +85,11 @@ def load_engine(
         set_threads(options.threads)
         if options.gpu_memory is not None and plan.device.type == "cpu":
             warn(f"--gpu-memory {options.gpu_memory} changes nothing: the model runs on the CPU")
-        check_memory(plan, options, warn)
+        machine = this_machine(plan.device)
+        check_memory(plan, options, warn, machine)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)
-        decoder, memory = _assembled(plan, options, weights, warn)
+        decoder, memory = _assembled(plan, options, weights, warn, machine)
     except QuantError as exc:
         raise CheckpointError(str(exc)) from exc
     except (MemoryError, RuntimeError) as exc:
@@ -132,7 +133,7 @@ def load_engine(
 
 
 def _assembled(
-    plan: Plan, options: LoadOptions, weights: WeightSource, warn: Warn
+    plan: Plan, options: LoadOptions, weights: WeightSource, warn: Warn, machine: Machine
 ) -> tuple[Decoder, MemoryPlan]:
     """The decoder; with fewer experts on the GPU where that has less room than it seemed to have.
 
@@ -141,7 +142,8 @@ def _assembled(
     """
     dtype = getattr(torch, options.dtype)
     for tries_left in reversed(range(NUM_TRIES)):
-        memory = check_memory(plan, options, warn)
+        machine = machine_again(machine, plan.device)
+        memory = check_memory(plan, options, warn, machine)
         residency = residency_of(memory, weights, options, warn)
         figures = kept_figures(plan.device, keep=options.keep_speeds)
         places = expert_places(memory, options, figures)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from erniechat.errors import MemoryLimitError
 from erniechat.model_sizes import ModelSizes
-from erniechat.sizes import least_size, shown_size
+from erniechat.sizes import least_size, shown_size, size_nbytes
 from quant.experts.placement import Placement, Tier, plan_placement
 
 TierName = Literal["GPU", "RAM", "disk"]
@@ -28,11 +28,13 @@ class Budget:
         nbytes: Everything that this process has there counts.
         asked: What the user gave, for instance ``6GiB``; empty if it is what was free.
         total_nbytes: What there is of the memory, so that no more is advised.
+        noise_nbytes: That a least size which is advised has beyond what is needed now.
     """
 
     nbytes: int
     asked: str = ""
     total_nbytes: float = field(default=math.inf, compare=False)
+    noise_nbytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +246,14 @@ def _room(place: TierName, budget: Budget, items: Sequence[Item], least_nbytes: 
         return budget.nbytes - taken
     told = " + ".join(f"{item.name} {shown_size(item.nbytes)}" for item in items)
     experts = f" + experts {shown_size(least_nbytes)}" if least_nbytes else ""
-    least = least_size(taken + least_nbytes)
+    needed = taken + least_nbytes
+    least = least_size(needed + budget.noise_nbytes)
+    if (size_nbytes(least, 0) or 0) > budget.total_nbytes:
+        least = f"{needed}B"
     way = f"give {least} or more" if budget.asked else f"free some: {least} are needed"
-    if taken + least_nbytes > budget.total_nbytes:
-        way = f"{least} are needed, and the machine has {shown_size(budget.total_nbytes)}"
+    if needed > budget.total_nbytes:
+        there = shown_size(budget.total_nbytes)
+        way = f"{least_size(needed)} are needed, and the machine has {there}"
     what = f"{FLAGS[place]} {budget.asked} is" if budget.asked else _free(place, budget)
     raise MemoryLimitError(f"{what} too little for {told}{experts}", way)
 

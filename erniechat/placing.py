@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import torch
+
 from erniechat.errors import MemoryLimitError
 from erniechat.fit import Machine, fit, num_tail_slots, this_machine
 from erniechat.memory_plan import FLAGS, MemoryPlan, slots_in
@@ -41,7 +43,8 @@ def memory_plan(
         UsageError: If a flag asks for more memory than there is.
         MemoryLimitError: If the model does not fit, naming the least that works.
     """
-    sizes = model_sizes(plan.config, [reading.slot for reading in plan.readings], plan.formats)
+    slots = [reading.slot for reading in plan.readings]
+    sizes = model_sizes(plan.config, slots, plan.formats, getattr(torch, options.dtype))
     profile = earlier_use(plan, options, warn or (lambda text: None))
     counts = None if profile is None else profile.counts
     context = context_length(options, plan.config)
@@ -58,15 +61,20 @@ def _can_tier(plan: Plan) -> bool:
     return plan.device.type == "cuda" and plan.formats.linear_backend.name == "triton"
 
 
-def check_memory(plan: Plan, options: LoadOptions, warn: Warn | None = None) -> MemoryPlan:
-    """The memory plan of a model that fits.
+def check_memory(
+    plan: Plan,
+    options: LoadOptions,
+    warn: Warn | None = None,
+    machine: Machine | None = None,
+) -> MemoryPlan:
+    """The memory plan of a model that fits; see `memory_plan`.
 
     Raises:
         UsageError: If a flag asks for more memory than there is.
         MemoryLimitError: If it does not fit, naming what does.
     """
     try:
-        places = memory_plan(plan, options, warn)
+        places = memory_plan(plan, options, warn, machine)
         _check_places(places, plan, options)
     except MemoryLimitError as exc:
 
@@ -87,6 +95,7 @@ def _check_places(memory: MemoryPlan, plan: Plan, options: LoadOptions) -> None:
     if elsewhere and not can_tier and (on_gpu or not options.copy):
         flag = FLAGS[memory.fixed_place]
         needed = memory.nbytes(memory.fixed_place) + elsewhere * memory.sizes.expert_nbytes
+        needed += memory.budgets[memory.fixed_place].noise_nbytes
         raise MemoryLimitError(
             f"{elsewhere:,} of {memory.sizes.num_experts:,} experts do not fit into the "
             f"{memory.fixed_place}",
@@ -111,7 +120,8 @@ def residency_of(
         num_slots = memory.num_read_slots
         return Residency(num_slots, (), *policy) if num_slots and has_copy else None
     if not has_copy:
-        needed = least_size(memory.nbytes("RAM") + memory.nbytes("disk"))
+        noise = memory.budgets["RAM"].noise_nbytes
+        needed = least_size(memory.nbytes("RAM") + memory.nbytes("disk") + noise)
         raise MemoryLimitError(
             "the experts do not fit into RAM, and no quantized copy could be kept",
             f"{FLAGS['RAM']} {needed} would hold all",

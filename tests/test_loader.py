@@ -26,6 +26,7 @@ from erniechat.errors import (
     UsageError,
 )
 from erniechat.events import Progress, TextDelta
+from erniechat.fit import Machine
 from erniechat.loader import load_engine, load_prompt_tools
 from erniechat.mini import checkpoint_folder
 from erniechat.model.conversion import finished_nbytes
@@ -266,6 +267,8 @@ def test_what_does_not_fit_is_refused_before_a_weight_is_read(
     free = 20 << 20
     monkeypatch.setattr("erniechat.fit.host_memory", lambda: DeviceMemory(free, free))
     monkeypatch.setattr("erniechat.fit.workspace_nbytes", lambda config: 0)
+    monkeypatch.setattr("erniechat.fit.PROGRAM_GROWTH_NBYTES", 0)
+    monkeypatch.setattr("erniechat.model_sizes.library_nbytes", lambda backend: 0)
     with pytest.raises(MemoryLimitError, match=r"of RAM are free, too little .* --4bit") as caught:
         load_mini("bf16", copy=False, ctx=16)
     assert caught.value.exit_status == 4
@@ -341,7 +344,7 @@ def test_a_gpu_with_less_room_than_it_seemed_gets_fewer_experts(monkeypatch) -> 
             raise torch.OutOfMemoryError("for a test")
         return "decoder"
 
-    def check(plan: object, options: LoadOptions, warn: object) -> SimpleNamespace:
+    def check(plan: object, options: LoadOptions, *_: object) -> SimpleNamespace:
         asked.append(options.gpu_memory)
         return SimpleNamespace()
 
@@ -352,10 +355,12 @@ def test_a_gpu_with_less_room_than_it_seemed_gets_fewer_experts(monkeypatch) -> 
     monkeypatch.setattr(loader, "gpu_memory", lambda _: DeviceMemory(1000, 2000))
     warnings: list[str] = []
     plan = SimpleNamespace(config=None, formats=None, device=torch.device("cuda"))
-    found, _ = loader._assembled(plan, LoadOptions(), None, warnings.append)
+    machine = Machine(DeviceMemory(1000, 2000), 100)
+    monkeypatch.setattr(loader, "machine_again", lambda *_: machine)
+    found, _ = loader._assembled(plan, LoadOptions(), None, warnings.append, machine)
     assert (found, asked) == ("decoder", [None, "900B", "900B"])
     assert len(warnings) == 2
     asked.clear()
     plan.device = torch.device("cpu")
     with pytest.raises(torch.OutOfMemoryError):
-        loader._assembled(plan, LoadOptions(), None, warnings.append)
+        loader._assembled(plan, LoadOptions(), None, warnings.append, machine)

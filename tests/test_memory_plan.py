@@ -1,5 +1,6 @@
 """The memory plan: every byte in its place, hand-worked, and errors that name what would do."""
 
+import dataclasses
 import re
 
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erniechat.errors import MemoryLimitError, UsageError
-from erniechat.fit import Machine, budget, expert_places, fit
+from erniechat.fit import (
+    PROGRAM_NOISE_NBYTES,
+    Machine,
+    budget,
+    expert_places,
+    fit,
+    gpu_workspace_nbytes,
+)
 from erniechat.memory_plan import (
     Budget,
     Item,
@@ -22,11 +30,14 @@ from erniechat.options import LoadOptions
 from erniechat.plan_text import format_plan, plan_facts
 from erniechat.planning import choose_formats
 from erniechat.sizes import size_nbytes
+from quant.kernels.reference import ReferenceBackend
 from quant.memory import DeviceMemory
 
 FAMILY = FAMILIES["ernie4_5_moe"]
 CONFIG = FAMILY.parse_config({})  # the 21B model
-FORMATS = choose_formats("nf4", LoadOptions(kernels="reference"), torch.device("cpu"))
+REFERENCE = choose_formats("nf4", LoadOptions(kernels="reference"), torch.device("cpu"))
+KERNELS = type("Kernels", (ReferenceBackend,), {"name": "triton"})()  # that read packed weights
+FORMATS = dataclasses.replace(REFERENCE, linear_backend=KERNELS, embedding_backend=KERNELS)
 SLOTS = [s for s in FAMILY.tensors(CONFIG).values() if not getattr(s, "optional", False)]
 # 3 · 1536 · 2560 weights of 4 bits, and a float16 for 64 of them.
 EXPERT = 3 * 1536 * 2560 // 2 + 3 * 1536 * 2560 // 64 * 2
@@ -66,6 +77,66 @@ def test_a_head_of_its_own_is_read_and_the_embedding_is_not():
     slots = list(FAMILY.tensors(CONFIG).values())
     sizes = model_sizes(CONFIG, slots, FORMATS)
     assert sizes.fixed_nbytes - sizes.fixed_read_nbytes == 103424 * 2560 + 103424 * 4
+
+
+def test_kernels_that_unpack_whole_matrices_get_room_for_the_largest():
+    sizes = model_sizes(CONFIG, SLOTS, REFERENCE)
+    head, gate_up = 103424 * 2560, 2 * 12288 * 2560
+    assert sizes.unpacked_nbytes == max(head * 8.5, gate_up * 17.5)
+    assert model_sizes(CONFIG, SLOTS, FORMATS).unpacked_nbytes == 0
+    assert (sizes.library_nbytes, model_sizes(CONFIG, SLOTS, FORMATS).library_nbytes) == (
+        160 << 20,
+        0,
+    )
+    torch_kernels = choose_formats("bf16", LoadOptions(kernels="torch"), torch.device("cpu"))
+    of = {t: model_sizes(CONFIG, SLOTS, torch_kernels, t) for t in (torch.bfloat16, torch.float32)}
+    assert of[torch.bfloat16].unpacked_nbytes == head * 0.5
+    assert of[torch.float32].unpacked_nbytes == head * 4.5
+    on_cpu = Machine(DeviceMemory(60 * GIB, 64 * GIB), GIB)
+    on_gpu = Machine(DeviceMemory(60 * GIB, 64 * GIB), GIB, DeviceMemory(60 * GIB, 64 * GIB))
+    for machine, place in ((on_cpu, "RAM"), (on_gpu, "GPU")):
+        plans = [
+            fit(found, LoadOptions(), 4096, None, machine)
+            for found in (sizes, dataclasses.replace(sizes, unpacked_nbytes=0))
+        ]
+        assert plans[0].nbytes(place) - plans[1].nbytes(place) == sizes.unpacked_nbytes
+
+
+def test_a_gpus_workspaces_grow_with_the_buffers_of_a_chunk():
+    large = FAMILY.parse_config(
+        {
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "moe_intermediate_size": 3584,
+            "moe_k": 8,
+            "moe_num_shared_experts": 0,
+        }
+    )
+    rows = {  # of 512 tokens, as quant/kernels/triton/chunk.py has them
+        "float32 x, normed and delta": 8192 * (4 + 2 + 2),
+        "qkv, q, attended": 2 * (8192 + 2 * 1024) + 2 * 8192 + 2 * 8192,
+        "act": 2 * 28672,
+        "float32 results": 4 * 8 * 8192,
+    }
+    assert gpu_workspace_nbytes(large) == (256 - 71) * 2**20 + 512 * sum(rows.values())
+    assert gpu_workspace_nbytes(CONFIG) == 256 * 2**20
+
+
+def test_the_least_that_is_named_is_enough_for_a_program_that_holds_more():
+    def machine(program: int) -> Machine:
+        return Machine(DeviceMemory(60 * GIB, 64 * GIB), program)
+
+    sizes = model_sizes(CONFIG, SLOTS, FORMATS)
+    with pytest.raises(MemoryLimitError) as caught:
+        fit(sizes, LoadOptions(cpu_memory="1GiB"), 4096, None, machine(GIB))
+    least = re.search(r"give (\S+) or more", str(caught.value))[1]
+    chat = machine(GIB + PROGRAM_NOISE_NBYTES)
+    assert fit(sizes, LoadOptions(cpu_memory=least), 4096, None, chat).num_experts("RAM") >= 6
+    much = machine(GIB + PROGRAM_NOISE_NBYTES + GIB // 10 + 1)  # beyond what rounding up adds
+    with pytest.raises(MemoryLimitError):
+        fit(sizes, LoadOptions(cpu_memory=least), 4096, None, much)
 
 
 def test_every_byte_has_its_place():
