@@ -28,18 +28,26 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 KERNEL_SHARE = {"ram": 0.9, "gpu": 0.5}
 LAYER_SECONDS = {"cpu": 15e-6, "cuda": 28e-6}
 HANDOFF_SECONDS = 20e-6
+# With experts on disk a CPU's token goes layer by layer through Python; so mini does 7 to 9 ms.
+DISK_LAYER_SECONDS, READ_SECONDS = 800e-6, 200e-6
 GB = 1e9
 NAMES = {"ram": "RAM", "gpu": "GPU memory", "bus": "bus to the GPU", "disk": "disk"}
 
 Report = Callable[[str], None]
 
 
-def measure_machine(device: torch.device, report: Report) -> dict[str, float]:
+def measure_machine(
+    device: torch.device, report: Report, *, keep: bool = True
+) -> tuple[dict[str, float], bool]:
     """Bytes a second by place, measured now and kept in the place of what was known.
 
     Args:
         device: That the model would run on.
         report: Told what is being measured.
+        keep: Else nothing is kept.
+
+    Returns:
+        The speeds, and whether they could be kept.
     """
     report("measuring RAM")
     found = {"ram": measure_ram()}
@@ -52,11 +60,10 @@ def measure_machine(device: torch.device, report: Report) -> dict[str, float]:
         found["disk"] = measure_disk(folder)
     except OSError as exc:
         report(f"the disk of {folder} cannot be measured: {exc.strerror}")
-    figures = kept_figures(device)
+    figures = kept_figures(device, keep=keep)
     figures.forget()  # what was measured by a start, too
     figures.put(found)
-    keep_figures(figures, report)
-    return found
+    return found, keep_figures(figures, report) and keep
 
 
 def measured_speeds(device: torch.device) -> dict[str, float]:
@@ -65,11 +72,38 @@ def measured_speeds(device: torch.device) -> dict[str, float]:
     return {name: speed for name in NAMES if (speed := figures.get(name)) is not None}
 
 
-def known_speeds(device: torch.device, num_layers: int) -> Speeds | None:
-    """What the cost model makes of `measured_speeds`; None without them."""
+def known_speeds(device: torch.device, memory: MemoryPlan) -> Speeds | None:
+    """What the cost model makes of `measured_speeds`; None if one is missing."""
     found = measured_speeds(device)
-    needed = "gpu" if device.type == "cuda" else "ram"  # a start measures no GPU
-    return cost_model(found, device, num_layers) if needed in found else None
+    layers = memory.sizes.config.num_hidden_layers
+    return cost_model(found, device, layers) if _needed(memory) <= found.keys() else None
+
+
+def speeds_for(device: torch.device, memory: MemoryPlan, *, keep: bool = True) -> Speeds | None:
+    """`known_speeds`, what is missing of them measured now, in a second; None if that failed.
+
+    Args:
+        device: That the model would run on.
+        memory: Says which places are read from.
+        keep: Whether what is measured is kept, and what was kept is believed.
+    """
+    figures = kept_figures(device, keep=keep)
+    measures: Mapping[str, Callable[[], float]] = {
+        "ram": measure_ram,
+        "gpu": lambda: measure_gpu(device),
+        "disk": lambda: measure_disk(figures_path().parent),
+    }
+    try:
+        found = {name: figures.measured(name, measures[name]) for name in _needed(memory)}
+    except OSError:
+        return None
+    keep_figures(figures, lambda text: None)
+    return cost_model(found, device, memory.sizes.config.num_hidden_layers)
+
+
+def _needed(memory: MemoryPlan) -> set[str]:
+    """The speeds that a plan's cost model reads."""
+    return {place.lower() for place in memory.places if memory.nbytes_per_token(place)}
 
 
 def cost_model(found: Mapping[str, float], device: torch.device, num_layers: int) -> Speeds:
@@ -81,6 +115,8 @@ def cost_model(found: Mapping[str, float], device: torch.device, num_layers: int
         disk=found.get("disk", infinite.disk),
         handoff_seconds=HANDOFF_SECONDS,
         token_seconds=num_layers * LAYER_SECONDS[device.type],
+        disk_token_seconds=num_layers * DISK_LAYER_SECONDS,
+        read_seconds=READ_SECONDS,
     )
 
 
@@ -91,14 +127,15 @@ def run_doctor(options: LoadOptions, report: Report) -> dict[str, Any]:
         UsageError: If the options do not suit the machine.
     """
     device = choose_device(options.device)
-    found = measure_machine(device, report)
-    kept = str(figures_path())
+    found, is_kept = measure_machine(device, report, keep=options.keep_speeds)
+    kept = str(figures_path()) if is_kept else None
     result: dict[str, Any] = {"bytes_per_second": found, "kept": kept, "model": options.model}
     try:
         plan = make_plan(locate(options), options)
         if device.type == "cuda" and plan.config.moe_layers:
             report("measuring experts on the CPU")
-            measure_experts(plan.config, plan.formats.linear, device, report)
+            keep = options.keep_speeds
+            measure_experts(plan.config, plan.formats.linear, device, report, keep=keep)
         result["budgets"] = _budgets(plan, options, device, found)
     except ErnieChatError as exc:
         result["no_prediction"] = str(exc)
@@ -106,13 +143,18 @@ def run_doctor(options: LoadOptions, report: Report) -> dict[str, Any]:
 
 
 def measure_experts(
-    config: ModelConfig, weight_format: Format, device: torch.device, report: Report
+    config: ModelConfig,
+    weight_format: Format,
+    device: torch.device,
+    report: Report,
+    *,
+    keep: bool = True,
 ) -> None:
     """Measure what the CPU takes for a prompt's rows, so that the next start need not."""
     native = NativeBackend()
     if native.why_not(weight_format.name, torch.device("cpu")):
         return
-    figures = kept_figures(device)
+    figures = kept_figures(device, keep=keep)
     experts = random_experts(config, weight_format, native)
     for size in BUCKETS:
         expert_seconds(config, figures, native, experts, size)
@@ -138,7 +180,8 @@ def _budgets(
             found_plan = memory_plan(plan, asking, machine=machine)
         except MemoryLimitError:
             continue
-        rows.append(_row(FLAGS[place], asked, found_plan, speeds))
+        is_known = _needed(found_plan) <= found.keys()
+        rows.append(_row(FLAGS[place], asked, found_plan, speeds, is_known=is_known))
     return rows
 
 
@@ -148,12 +191,14 @@ def _asking(options: LoadOptions, place: TierName, size: str) -> LoadOptions:
     return dataclasses.replace(options, cpu_memory=size)
 
 
-def _row(flag: str, asked: str, plan: MemoryPlan, speeds: Speeds) -> dict[str, Any]:
+def _row(
+    flag: str, asked: str, plan: MemoryPlan, speeds: Speeds, *, is_known: bool
+) -> dict[str, Any]:
     return {
         "flag": f"{flag} {asked}",
         "hit_rates": {place: plan.hit_rate(place) for place in plan.places},
         "nbytes_per_token": {place: plan.nbytes_per_token(place) for place in plan.places},
-        "tokens_per_second": plan.tokens_per_second(speeds),
+        "tokens_per_second": plan.tokens_per_second(speeds) if is_known else None,
     }
 
 
@@ -164,7 +209,10 @@ def format_doctor(result: Mapping[str, Any]) -> str:
         for name, speed in result["bytes_per_second"].items()
     ]
     days = round(MAX_AGE_SECONDS / 86_400)
-    lines.append(f"kept for starts and plans, at most {days} days: {result['kept']}")
+    if result["kept"] is None:
+        lines.append("not kept: starts and plans will measure again")
+    else:
+        lines.append(f"kept for starts and plans, at most {days} days: {result['kept']}")
     if why := result.get("no_prediction"):
         return "\n".join([*lines, "", f"no prediction for {result['model']}: {why}"]) + "\n"
     rows: Sequence[Mapping[str, Any]] = result["budgets"]
@@ -177,8 +225,9 @@ def format_doctor(result: Mapping[str, Any]) -> str:
             for place, nbytes in row["nbytes_per_token"].items()
             if nbytes
         )
+        speed = row["tokens_per_second"]
+        shown = "not known" if speed is None else f"{speed:.1f} tok/s"
         lines.append(
-            f"  {row['flag']:<24}{row['tokens_per_second']:>8.1f} tok/s   experts from {places}; "
-            f"a token reads {reads}"
+            f"  {row['flag']:<24}{shown:>14}   experts from {places}; a token reads {reads}"
         )
     return "\n".join(lines) + "\n"

@@ -26,9 +26,15 @@ def kept_figures(device: torch.device, *, keep: bool = True) -> KeptFigures:
     return KeptFigures(path, machine_name(device, f"erniechat {__version__}"))
 
 
-def keep_figures(figures: KeptFigures, warn: Callable[[str], None]) -> None:
-    """Write what was measured, if anything was; what fails costs the next start a measurement."""
+def keep_figures(figures: KeptFigures, warn: Callable[[str], None]) -> bool:
+    """Write what was measured, if anything was; what fails costs the next start a measurement.
+
+    Returns:
+        Whether it is kept.
+    """
     try:
         figures.save()
     except OSError as exc:
         warn(f"cannot keep the measured speeds in {figures_path()}: {exc.strerror}")
+        return False
+    return True

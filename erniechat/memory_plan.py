@@ -60,6 +60,8 @@ class Speeds:
         disk: Of the disk, in reads of an expert's size.
         handoff_seconds: To let the CPU take part in a layer that runs on the GPU.
         token_seconds: What a token takes that is no reading of weights.
+        disk_token_seconds: What it takes more where a CPU's experts are partly on disk.
+        read_seconds: What reading an expert from the disk takes beyond its bytes.
     """
 
     gpu: float = math.inf
@@ -67,6 +69,8 @@ class Speeds:
     disk: float = math.inf
     handoff_seconds: float = 0.0
     token_seconds: float = 0.0
+    disk_token_seconds: float = 0.0
+    read_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +148,10 @@ class MemoryPlan:
             self.hit_rate("RAM") / speeds.ram
             + self.hit_rate("disk") * (1 / speeds.disk + 1 / speeds.ram)
         )
+        cpu += self.hit_rate("disk") * self.sizes.num_chosen * speeds.read_seconds
         if self.fixed_place == "RAM":
-            return 1 / (speeds.token_seconds + self.sizes.fixed_read_nbytes / speeds.ram + cpu)
+            rest = speeds.token_seconds + speeds.disk_token_seconds * bool(self.num_experts("disk"))
+            return 1 / (rest + self.sizes.fixed_read_nbytes / speeds.ram + cpu)
         gpu = self.hit_rate("GPU") * chosen_nbytes / speeds.gpu
         cold = 1 - self.hit_rate("GPU")
         # A layer hands over unless all its chosen experts are on the GPU.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from erniechat.doctor import known_speeds
+from erniechat.doctor import known_speeds, speeds_for
 from erniechat.events import StartNotice
 from erniechat.fetch_plan import FetchPlan
 from erniechat.memory_plan import MemoryPlan, Speeds
@@ -10,7 +10,7 @@ from erniechat.model.conversion import finished_nbytes
 from erniechat.options import LoadOptions
 from erniechat.placing import check_memory
 from erniechat.plan_text import format_plan, growth_text, plan_facts
-from erniechat.planning import Plan, make_plan
+from erniechat.planning import make_plan
 from erniechat.resolve import ModelFiles, locate
 from erniechat.sizes import shown_file_size, shown_size
 from erniechat.start_plan import StartPlan, start_plan
@@ -30,7 +30,8 @@ def first_start_notice(files: ModelFiles, options: LoadOptions) -> StartNotice |
     if files.hub is None or not files.hub.missing:
         return None
     found = start_plan(make_plan(files, options), options, check_memory)
-    return _notice(found, options) if found.fetch.download_nbytes else None
+    speeds = None if found.memory is None else known_speeds(found.plan.device, found.memory)
+    return _notice(found, options, speeds) if found.fetch.download_nbytes else None
 
 
 def full_notice(options: LoadOptions) -> StartNotice:
@@ -42,21 +43,20 @@ def full_notice(options: LoadOptions) -> StartNotice:
     """
     files = locate(options)
     found = start_plan(make_plan(files, options), options, check_memory)
-    notice = _notice(found, options)
+    speeds = None
+    if found.memory is not None:
+        speeds = speeds_for(found.plan.device, found.memory, keep=options.keep_speeds)
+    notice = _notice(found, options, speeds)
     if found.memory is None:
         return notice
-    table = format_plan(found.memory, _speeds(found.plan)).splitlines()
+    table = format_plan(found.memory, speeds).splitlines()
     kept = [line for line in notice.lines if not line.startswith(("gpu ", "ram ", "context:"))]
     return StartNotice(
         (*kept, *table), notice.download_nbytes, notice.keep_nbytes, notice.facts, notice.problem
     )
 
 
-def _speeds(plan: Plan) -> Speeds | None:
-    return known_speeds(plan.device, plan.config.num_hidden_layers)
-
-
-def _notice(found: StartPlan, options: LoadOptions) -> StartNotice:
+def _notice(found: StartPlan, options: LoadOptions, speeds: Speeds | None) -> StartNotice:
     plan, fetch = found.plan, found.fetch
     commit = f" · {plan.hub.commit[:12]}" if plan.hub else ""
     lines = [f"{options.model}{commit} · {plan.quant} · {plan.device}", _what(fetch, found)]
@@ -69,7 +69,7 @@ def _notice(found: StartPlan, options: LoadOptions) -> StartNotice:
         )
     if found.memory is not None:
         lines += _memory_lines(found.memory)
-    facts = _facts(found, options)
+    facts = _facts(found, options, speeds)
     return StartNotice(tuple(lines), fetch.download_nbytes, fetch.keep_nbytes, facts, found.problem)
 
 
@@ -107,7 +107,7 @@ def _memory_lines(memory: MemoryPlan) -> list[str]:
     return lines
 
 
-def _facts(found: StartPlan, options: LoadOptions) -> dict[str, Any]:
+def _facts(found: StartPlan, options: LoadOptions, speeds: Speeds | None) -> dict[str, Any]:
     plan, fetch, problem = found.plan, found.fetch, found.problem
     return {
         "model": options.model,
@@ -126,7 +126,7 @@ def _facts(found: StartPlan, options: LoadOptions) -> dict[str, Any]:
             }
             for need in fetch.needs
         ],
-        "memory": plan_facts(found.memory, _speeds(plan)) if found.memory else None,
+        "memory": plan_facts(found.memory, speeds) if found.memory else None,
         "fits": problem is None,
         "problem": problem and {"message": problem.message, "hint": problem.hint},
     }

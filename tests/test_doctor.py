@@ -11,10 +11,11 @@ from erniechat import doctor, fit
 from erniechat.backend import ExpertUse
 from erniechat.cli import main
 from erniechat.machine import figures_path, kept_figures
-from erniechat.memory_plan import Speeds
+from erniechat.memory_plan import Budget, Needs, Speeds, plan_memory
 from erniechat.model.config import ModelConfig
 from erniechat.model.families import family_of
 from erniechat.model.machine_costs import BUCKETS, expert_seconds, random_experts
+from erniechat.model_sizes import ModelSizes
 from erniechat.options import LoadOptions
 from erniechat.ui.stats import experts_text
 from quant import speeds
@@ -35,6 +36,8 @@ SMALL: ModelConfig = family_of({"model_type": "ernie4_5_moe"}).parse_config(
     }
 )
 FOUND = {"ram": 10e9, "disk": 1e9}
+SIZES = ModelSizes(SMALL, 1000, 1000, 100)
+PLAN = plan_memory(SIZES, Needs(0), None, gpu=None, ram=Budget(10_000), has_disk=True)
 
 
 @pytest.fixture(autouse=True)
@@ -70,21 +73,43 @@ def test_the_bus_and_experts_are_measured():
 def test_the_doctor_refreshes_what_is_kept_and_says_where(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert doctor.known_speeds(CPU, 10) is None
+    assert doctor.known_speeds(CPU, PLAN) is None
     old = kept_figures(CPU)
     old.put({"ram": 1.0, "bus": 5e9})
     old.save()
-    assert doctor.known_speeds(CPU, 10) is not None
+    assert doctor.known_speeds(CPU, PLAN) is not None
     monkeypatch.setattr(doctor, "measure_ram", lambda: FOUND["ram"])
     monkeypatch.setattr(doctor, "measure_disk", lambda folder: FOUND["disk"])
     assert main(["doctor", "--4bit"]) == 0
     assert f"at most 14 days: {figures_path()}" in capsys.readouterr().out
-    assert doctor.known_speeds(CPU, 10) == Speeds(
-        ram=9e9, disk=1e9, handoff_seconds=20e-6, token_seconds=10 * 15e-6
-    )
+    assert doctor.known_speeds(CPU, PLAN) == Speeds(
+        ram=9e9, disk=1e9, handoff_seconds=20e-6, token_seconds=3 * 15e-6,
+        disk_token_seconds=3 * 800e-6, read_seconds=200e-6,
+    )  # fmt: skip  # one thought a line
     assert doctor.measured_speeds(CPU) == FOUND  # the bus of a start is not believed any more
     figures_path().write_text("[1]")
-    assert doctor.known_speeds(CPU, 10) is None
+    assert doctor.known_speeds(CPU, PLAN) is None
+
+
+def test_the_doctor_does_not_claim_to_have_kept_what_it_could_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
+):
+    monkeypatch.setattr(doctor, "measure_ram", lambda: FOUND["ram"])
+    assert main(["doctor", "--no-keep-speeds", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] is None
+    assert not figures_path().exists()
+    blocked = home / "blocked"
+    blocked.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert main(["doctor", "--4bit"]) == 0
+    out, err = capsys.readouterr()
+    assert "cannot keep the measured speeds" in err
+    assert "kept for starts" not in out
+    assert "not kept: starts and plans will measure again" in out
+    # No budget that reads the disk, of which nothing is known, is promised a speed.
+    lines = [line for line in out.splitlines() if "--cpu-memory" in line]
+    assert [("not known" in line) for line in lines] == [("disk" in line) for line in lines]
+    assert any("disk" in line for line in lines)
 
 
 def test_experts_that_the_doctor_measured_are_not_measured_by_the_next_start():
@@ -101,7 +126,7 @@ def test_experts_that_the_doctor_measured_are_not_measured_by_the_next_start():
 def test_more_memory_is_predicted_to_be_faster(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(doctor, "measure_machine", lambda device, report: FOUND)
+    monkeypatch.setattr(doctor, "measure_machine", lambda device, report, keep: (FOUND, True))
     # A budget's two digits must tell mini's few experts apart; this process may hold gigabytes.
     monkeypatch.setattr(fit, "process_memory", lambda: ProcessMemory(100 << 20, 100 << 20))
     assert main(["doctor", "--json", "--4bit"]) == 0
@@ -110,32 +135,53 @@ def test_more_memory_is_predicted_to_be_faster(
     assert len(rates) == 4
     assert rates == sorted(rates)
     assert rows[0]["hit_rates"]["RAM"] == pytest.approx(0.25, abs=0.03)
-    last = rows[-1]["nbytes_per_token"]
-    expected = 1 / (8 * 15e-6 + last["RAM"] / 9e9 + last["disk"] * (1 / 1e9 + 1 / 9e9))
-    assert rates[-1] == pytest.approx(expected)
+    on_disk = [bool(row["nbytes_per_token"]["disk"]) for row in rows]
+    assert on_disk[0]
+    for row in (rows[0], rows[-1]):
+        nbytes = row["nbytes_per_token"]
+        seconds = 8 * 15e-6 + nbytes["RAM"] / 9e9 + nbytes["disk"] * (1 / 1e9 + 1 / 9e9)
+        if nbytes["disk"]:  # layer by layer, and each of 7 layers' 4 experts that is not there
+            seconds += 8 * 800e-6 + row["hit_rates"]["disk"] * 28 * 200e-6
+        assert row["tokens_per_second"] == pytest.approx(1 / seconds)
     assert main(["doctor", "--4bit"]) == 0
     page = capsys.readouterr().out
     assert "RAM                  10.0 GB/s" in page
     assert page.count("--cpu-memory") == 4
 
 
-def test_the_plan_tells_the_speed_that_the_doctor_found(
+def test_the_plan_tells_the_speed_and_measures_what_it_needs_for_that(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert main(["plan", "mini"]) == 0
-    assert "expected speed: not known; erniechat doctor" in capsys.readouterr().out
     figures = kept_figures(CPU)
-    figures.put(FOUND)
+    figures.put({"disk": FOUND["disk"]})
     figures.save()
+    monkeypatch.setattr(doctor, "measure_ram", lambda: FOUND["ram"])
+    monkeypatch.setattr(doctor, "measure_disk", pytest.fail)  # this plan reads none
     assert main(["plan", "mini", "--4bit"]) == 0
     page = capsys.readouterr().out
     # 3.5 MiB at 9 GB/s, and 15 µs a layer.
-    assert re.search(r"a token reads 3\.\d MiB from RAM\nexpected speed: 1[89]\d\d\.\d tok/s", page)
+    told = r"a token reads 3\.\d MiB from RAM\nexpected speed: 1[89]\d\d\.\d tok/s"
+    assert re.search(told, page)
     assert "disk: 0 B" not in page
+    assert doctor.measured_speeds(CPU) == FOUND
+    monkeypatch.setattr(doctor, "measure_ram", pytest.fail)  # it is known now
+    assert main(["plan", "mini", "--4bit"]) == 0
+    assert re.search(told, capsys.readouterr().out)
+
+
+def test_a_plan_that_cannot_measure_promises_no_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fails() -> float:
+        raise OSError("no disk")
+
+    monkeypatch.setattr(doctor, "measure_ram", fails)
+    assert main(["plan", "mini"]) == 0
+    assert "expected speed: not known; erniechat doctor" in capsys.readouterr().out
 
 
 def test_without_a_model_the_machine_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "measure_machine", lambda device, report: FOUND)
+    monkeypatch.setattr(doctor, "measure_machine", lambda device, report, keep: (FOUND, True))
     options = LoadOptions(model="nobody/nothing", offline=True)
     page = doctor.format_doctor(doctor.run_doctor(options, lambda text: None))
     assert "no prediction for nobody/nothing" in page
