@@ -54,6 +54,26 @@ class MemoryUse:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceReads:
+    """What decoded tokens read from one place, weights that every token uses included.
+
+    Attributes:
+        nbytes_per_token: On average.
+        nbytes_per_second: Over all their time.
+        measured: Bytes a second that the place was measured to give; None if it was not.
+    """
+
+    nbytes_per_token: float
+    nbytes_per_second: float
+    measured: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Of the measured speed; None without one."""
+        return self.nbytes_per_second / self.measured if self.measured else None
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertUse:
     """Where the routed experts of a model were found since the start.
 
@@ -61,11 +81,13 @@ class ExpertUse:
         num_tokens: Tokens computed.
         runs: By place (``GPU``, ``bus``, ``RAM``, ``disk``) how many experts were run from there.
         nbytes: By place the bytes that they read.
+        reads: By place what decoded tokens read.
     """
 
     num_tokens: int = 0
     runs: Mapping[str, int] = field(default_factory=dict)
     nbytes: Mapping[str, int] = field(default_factory=dict)
+    reads: Mapping[str, PlaceReads] = field(default_factory=dict)
 
 
 class ChatBackend(Protocol):

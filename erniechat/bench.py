@@ -1,5 +1,6 @@
 """`erniechat bench`: prefill, decode, memory and hit rate, in one table or as JSON."""
 
+import dataclasses
 import gc
 import platform
 import statistics
@@ -11,12 +12,12 @@ from typing import Any
 import torch
 
 from erniechat.comparison import compare, format_comparison
-from erniechat.doctor import measured_speeds
+from erniechat.decode_reads import DecodeReads
 from erniechat.errors import MemoryLimitError, UsageError
 from erniechat.fit import expert_places, fit, this_machine
 from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
 from erniechat.generation.sampling import Sampler
-from erniechat.loader import load_engine, set_threads
+from erniechat.loader import decode_reads, load_engine, set_threads
 from erniechat.machine import keep_figures, kept_figures
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
@@ -57,7 +58,7 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
         return compare(load, bench.ab, bench.runs, lambda side: _once(side, bench, report), report)
     began = time.perf_counter()
     report("loading")
-    decoder, quant, weights_nbytes, adapter = _model(load, bench, report)
+    decoder, quant, weights_nbytes, adapter, reads = _model(load, bench, report)
     needed = bench.prompt_tokens + bench.new_tokens
     longest = context_length(load, decoder.config)
     if needed > longest:
@@ -69,19 +70,20 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     runs = []
     for run in range(bench.runs + 1):
         report(f"run {run} of {bench.runs}" if run else "warming up")
-        runs.append(_run(decoder, bench))
+        counted = reads if run else reads.anew()  # the first is not counted
+        runs.append(_run(decoder, bench, counted))
         _adapt(adapter, len(runs), bench)
-    return _result(load, bench, decoder, quant, weights_nbytes, load_seconds, runs[1:])
+    return _result(load, bench, decoder, quant, weights_nbytes, load_seconds, runs[1:], reads)
 
 
 def _once(
     load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
 ) -> dict[str, float]:
     """One run of a model that is loaded for it, after one that is not counted."""
-    decoder, _, _, adapter = _model(load, bench, report)
-    _run(decoder, bench)
+    decoder, _, _, adapter, reads = _model(load, bench, report)
+    _run(decoder, bench, reads.anew())
     _adapt(adapter, 1, bench)
-    found = _run(decoder, bench)
+    found = _run(decoder, bench, reads) | {"hit_rate": reads.hit_rate}
     if isinstance(decoder.experts, TieredExpertStore):
         decoder.experts.close()
     del decoder, adapter
@@ -98,11 +100,12 @@ def _adapt(adapter: ExpertAdapter | None, num_runs: int, bench: BenchOptions) ->
 
 def _model(
     load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
-) -> tuple[Decoder, str, int, ExpertAdapter | None]:
-    """The model to measure, the name of its format, the bytes of its weights, who moves experts."""
+) -> tuple[Decoder, str, int, ExpertAdapter | None, DecodeReads]:
+    """The model to measure, its format, its bytes, who moves its experts, who counts reads."""
     if bench.synthetic is None:
         engine = load_engine(load)
-        return engine.decoder, engine.info.quant, engine.memory().weights_nbytes, engine.adapter
+        nbytes = engine.memory().weights_nbytes
+        return engine.decoder, engine.info.quant, nbytes, engine.adapter, engine.reads
     raw = read_json(Path(bench.synthetic) / "config.json")
     family = family_of(raw)
     config = family.parse_config(raw)
@@ -140,10 +143,10 @@ def _model(
             f"random {quant} weights of {bench.synthetic} do not fit into the free memory",
             "use --layers N for a part of the model",
         ) from exc
-    return decoder, quant, weights.nbytes, None
+    return decoder, quant, weights.nbytes, None, decode_reads(memory, figures)
 
 
-def _run(decoder: Decoder, bench: BenchOptions) -> dict[str, float]:
+def _run(decoder: Decoder, bench: BenchOptions, reads: DecodeReads) -> dict[str, float]:
     """One prompt and its answer: tokens a second, and seconds to the first token."""
     generator = torch.Generator().manual_seed(SEED)
     vocab_size = decoder.config.vocab_size
@@ -157,17 +160,13 @@ def _run(decoder: Decoder, bench: BenchOptions) -> dict[str, float]:
     sampler = Sampler(temperature=0)
     reply = decode(decoder, kv_cache, logits[-1], sampler, limits, generator, lambda: False)
     next(reply)  # an id is known when all that it needs is computed
-    before = {use.name: use for use in decoder.experts.uses}
+    before = decoder.experts.uses
     first = time.perf_counter()
     for _ in reply:
         pass
     decoded = time.perf_counter()
-    read = {
-        use.name: use.nbytes_read - (before[use.name].nbytes_read if use.name in before else 0)
-        for use in decoder.experts.uses
-    }
+    reads.add(before, decoder.experts.uses, bench.new_tokens, decoded - first)
     return {
-        **{f"from {name}": nbytes / bench.new_tokens for name, nbytes in read.items()},
         "prefill": bench.prompt_tokens / (prefilled - began),
         "decode": bench.new_tokens / (decoded - first),
         "first_token": first - began,
@@ -192,6 +191,7 @@ def _result(
     weights_nbytes: int,
     load_seconds: float,
     runs: list[dict[str, float]],
+    reads: DecodeReads,
 ) -> Result:
     on_gpu = decoder.device.type == "cuda"
     config = decoder.config
@@ -219,14 +219,15 @@ def _result(
             "host_peak": process_memory().peak_rss_nbytes,
             "gpu_peak": torch.cuda.max_memory_allocated(decoder.device) if on_gpu else 0,
         },
-        "read_speeds": measured_speeds(decoder.device),
         "experts": {
-            "hit_rate": decoder.experts.hit_rate,
+            "hit_rate": reads.hit_rate,
             "nbytes_per_token": {
-                name.removeprefix("from "): statistics.median(run[name] for run in runs)
-                for name in runs[0]
-                if name.startswith("from ")
+                place: nbytes / reads.num_tokens for place, nbytes in reads.nbytes.items()
             },
+        },
+        "reads": {
+            place: dataclasses.asdict(read) | {"share": read.share}
+            for place, read in reads.reads().items()
         },
     }
 
@@ -258,19 +259,17 @@ def format_bench(result: Result) -> str:
     lines.append(
         f"  {'hit rate':<12} {100 * result['experts']['hit_rate']:.1f} % of routed experts"
     )
-    speed = decode["tokens_per_second"]["median"]
-    for place, nbytes in result["experts"]["nbytes_per_token"].items():
-        if nbytes:
-            rate = _share(place, nbytes * speed, result["read_speeds"])
-            lines.append(f"  {'from ' + place:<12} {nbytes / 1e6:.1f} MB a token{rate}")
+    lines += [f"  {'from ' + place:<12} {_read(read)}" for place, read in result["reads"].items()]
     return "\n".join([head, "", *lines]) + "\n"
 
 
-def _share(place: str, nbytes_per_second: float, read_speeds: dict[str, float]) -> str:
-    """The speed at which experts were read, as a share of what `erniechat doctor` measured."""
-    told = f", {nbytes_per_second / 1e9:.1f} GB/s"
-    measured = read_speeds.get(place.lower())
-    return f"{told}, {100 * nbytes_per_second / measured:.0f} % of its speed" if measured else told
+def _read(read: Result) -> str:
+    """What a token reads of a place, and which share that is of what the place gives."""
+    told = f"{read['nbytes_per_token'] / 1e6:.1f} MB a token, "
+    told += f"{read['nbytes_per_second'] / 1e9:.2f} GB/s"
+    if read["share"] is None:
+        return f"{told} (erniechat doctor measures what there is)"
+    return f"{told}, {100 * read['share']:.1f} % of {read['measured'] / 1e9:.1f}"
 
 
 def _shown(values: dict[str, float]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from erniechat.errors import UsageError
 from erniechat.options import OPTIONS, LoadOptions
 
-MEASURED = {"prefill": "tok/s", "decode": "tok/s", "first_token": "s"}
+MEASURED = {"prefill": "tok/s", "decode": "tok/s", "first_token": "s", "hit_rate": "share"}
+LEAST = 1e-9  # of a hit rate, to be divided by
 
 
 def changed(load: LoadOptions, settings: str) -> LoadOptions:
@@ -73,7 +74,7 @@ def compare(
                 "given": statistics.median(each["given"][name] for each in rounds),
                 "changed": statistics.median(each["changed"][name] for each in rounds),
                 "ratio": statistics.median(
-                    each["changed"][name] / each["given"][name] for each in rounds
+                    each["changed"][name] / max(each["given"][name], LEAST) for each in rounds
                 ),
             }
             for name in MEASURED

@@ -8,7 +8,7 @@ import torch
 
 from erniechat.errors import ErnieChatError, MemoryLimitError
 from erniechat.fit import this_machine
-from erniechat.machine import figures_path, keep_figures, kept_figures
+from erniechat.machine import figures_path, keep_figures, kept_figures, place_speeds
 from erniechat.memory_plan import FLAGS, MemoryPlan, Speeds, TierName
 from erniechat.model.config import ModelConfig
 from erniechat.model.machine_costs import BUCKETS, expert_seconds, random_experts
@@ -68,8 +68,7 @@ def measure_machine(
 
 def measured_speeds(device: torch.device) -> dict[str, float]:
     """What was measured of this machine by `measure_machine` or a start; empty if nothing was."""
-    figures = kept_figures(device)
-    return {name: speed for name in NAMES if (speed := figures.get(name)) is not None}
+    return place_speeds(kept_figures(device))
 
 
 def known_speeds(device: torch.device, memory: MemoryPlan) -> Speeds | None:

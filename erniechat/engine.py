@@ -17,6 +17,7 @@ from erniechat.chat.template import Prompt
 from erniechat.chat.tokenizer import QUOTE
 from erniechat.context import growth_events, lengthen, make_room
 from erniechat.current_session import CurrentSession
+from erniechat.decode_reads import DecodeReads
 from erniechat.errors import ContextLengthError, UsageError
 from erniechat.events import Progress, StreamEvent
 from erniechat.generation.generate import Limits, decode, drawing_of, prefill
@@ -47,6 +48,7 @@ class Engine:
         memory_left: Bytes that an asked-for budget leaves for a longer context; None for what
             is free.
         page_calls: Bring mapped weights into memory, before a first reply waits for the disk.
+        reads: Counts what decoded tokens read.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Engine:
         kept_caches: KeptCaches | None = None,
         memory_left: int | None = None,
         page_calls: Sequence[Callable[[], object]] = (),
+        reads: DecodeReads | None = None,
     ) -> None:
         self._info = info
         self.decoder = decoder
@@ -73,6 +76,7 @@ class Engine:
         self._adapter = adapter
         self._memory_left = memory_left
         self._page_calls = page_calls
+        self.reads = reads or DecodeReads()
         self._kv_cache = decoder.new_kv_cache(info.context_length)
         self._session = CurrentSession(kept_caches, self._kv_cache)
         self._cancelled = threading.Event()
@@ -187,6 +191,7 @@ class Engine:
             self.num_tokens_seen,
             {use.name: use.experts_run for use in uses},
             {use.name: use.nbytes_read for use in uses},
+            self.reads.reads(),
         )
 
     def close(self) -> None:
@@ -264,6 +269,7 @@ class Engine:
         if logits is None:
             turn.finish_reason = "cancelled"
         else:
+            before = self.decoder.experts.uses
             generator = torch.Generator().manual_seed(seed)
             token_ids = decode(
                 self.decoder,
@@ -285,6 +291,8 @@ class Engine:
                 self._kv_cache,
                 self._cancelled.is_set,
             )
+            tokens, seconds = sum(turn.tokens.values()), sum(turn.seconds.values())
+            self.reads.add(before, self.decoder.experts.uses, tokens, seconds)
         yield turn.end(seed, guides)
         self._adapt()
 

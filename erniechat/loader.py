@@ -9,12 +9,13 @@ import torch
 from erniechat.backend import ModelInfo
 from erniechat.chat.generation_defaults import sampling_defaults, stop_token_ids
 from erniechat.chat.sessions import kept_folder
+from erniechat.decode_reads import DecodeReads
 from erniechat.early import EarlyModel, find_early
 from erniechat.engine import Engine
 from erniechat.errors import CheckpointError, MemoryLimitError
 from erniechat.events import Progress
 from erniechat.fit import Machine, expert_places, machine_again, this_machine
-from erniechat.machine import keep_figures, kept_figures
+from erniechat.machine import keep_figures, kept_figures, place_speeds
 from erniechat.memory_plan import MemoryPlan
 from erniechat.model.assembly import assemble
 from erniechat.model.decoder import Decoder
@@ -35,6 +36,7 @@ from quant.experts.adaptation import AdaptationPolicy
 from quant.experts.adapter import ExpertAdapter
 from quant.experts.store import ResidentExpertStore
 from quant.experts.tiered import TieredExpertStore
+from quant.figures import KeptFigures
 from quant.kernels import set_num_threads
 from quant.memory import gpu_memory, lacks_memory
 
@@ -129,7 +131,13 @@ def load_engine(
         adapter=_adapter(decoder, plan, options, warn),
         memory_left=_memory_left(memory),
         page_calls=_page_calls(plan, decoder, weights),
+        reads=decode_reads(memory, kept_figures(plan.device, keep=options.keep_speeds)),
     )
+
+
+def decode_reads(memory: MemoryPlan, figures: KeptFigures) -> DecodeReads:
+    """Counts what decoded tokens of a model read."""
+    return DecodeReads(memory.fixed_place, memory.sizes.fixed_read_nbytes, place_speeds(figures))
 
 
 def _assembled(

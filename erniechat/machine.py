@@ -9,6 +9,8 @@ import torch
 from erniechat import __version__
 from quant.figures import KeptFigures, machine_name
 
+PLACES = ("ram", "gpu", "bus", "disk")
+
 
 def figures_path() -> Path:
     """The file of measured figures."""
@@ -24,6 +26,11 @@ def kept_figures(device: torch.device, *, keep: bool = True) -> KeptFigures:
     """
     path = figures_path() if keep else None
     return KeptFigures(path, machine_name(device, f"erniechat {__version__}"))
+
+
+def place_speeds(figures: KeptFigures) -> dict[str, float]:
+    """Bytes a second by place, as far as they are known."""
+    return {name: speed for name in PLACES if (speed := figures.get(name)) is not None}
 
 
 def keep_figures(figures: KeptFigures, warn: Callable[[str], None]) -> bool:

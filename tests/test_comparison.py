@@ -1,5 +1,6 @@
 """`erniechat bench --ab`: which settings it takes, in which order it measures, what it prints."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def test_sides_are_measured_in_turns_and_the_ratio_is_of_each_round():
     def measure(load: LoadOptions) -> dict[str, float]:
         asked.append(load.stage)
         speed = next(speeds)
-        return {"prefill": speed, "decode": 2 * speed, "first_token": 1 / speed}
+        hits = 0.5 if load.stage else 0.25
+        return {
+            "prefill": speed, "decode": 2 * speed, "first_token": 1 / speed, "hit_rate": hits
+        }  # fmt: skip
 
     told: list[str] = []
     result = compare(GIVEN, "stage=off", 3, measure, told.append)
@@ -52,6 +56,7 @@ def test_sides_are_measured_in_turns_and_the_ratio_is_of_each_round():
     page = format_comparison(result)
     assert "ratio: stage=off to as given" in page
     assert "decode, tok/s           20          40    2.00×" in page
+    assert "hit rate, share        0.5        0.25    0.50×" in page
 
 
 def test_the_bench_compares_on_a_real_model(
@@ -65,6 +70,31 @@ def test_the_bench_compares_on_a_real_model(
     assert result["measured"]["decode"]["ratio"] < 0.7  # the reference is not made for speed
     assert main(["bench", "--ab", "x=1"]) == 2
     assert "settings of a model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *("profile=off", "adapt=off", "read_ahead=on", "stage=off", "keep_speeds=off"),
+        *("cpu_share=0", "prompt_cpu_share=0", "cpu_memory=90%"),
+    ],
+)
+def test_every_policy_has_an_a_b_on_the_command_line(
+    settings: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Each side is loaded with the settings as they are given and as they are changed."""
+    seen: list[LoadOptions] = []
+
+    def once(load: LoadOptions, *_: object) -> dict[str, float]:
+        seen.append(load)
+        return dict.fromkeys(("prefill", "decode", "first_token", "hit_rate"), 1.0)
+
+    monkeypatch.setattr("erniechat.bench._once", once)
+    assert main(["bench", "-r", "1", "--ab", settings, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ab"] == settings
+    name = settings.partition("=")[0]
+    assert getattr(seen[0], name) != getattr(seen[1], name)
+    assert dataclasses.replace(seen[1], **{name: getattr(seen[0], name)}) == seen[0]
 
 
 def test_quality_is_not_compared():

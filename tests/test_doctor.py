@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from erniechat import doctor, fit
-from erniechat.backend import ExpertUse
+from erniechat.backend import ExpertUse, PlaceReads
 from erniechat.cli import main
+from erniechat.decode_reads import DecodeReads
 from erniechat.machine import figures_path, kept_figures
 from erniechat.memory_plan import Budget, Needs, Speeds, plan_memory
 from erniechat.model.config import ModelConfig
@@ -17,8 +18,9 @@ from erniechat.model.families import family_of
 from erniechat.model.machine_costs import BUCKETS, expert_seconds, random_experts
 from erniechat.model_sizes import ModelSizes
 from erniechat.options import LoadOptions
-from erniechat.ui.stats import experts_text
+from erniechat.ui.stats import experts_text, reads_text
 from quant import speeds
+from quant.experts.store import TierUse
 from quant.formats import FORMATS
 from quant.kernels.native import NativeBackend
 from quant.memory import ProcessMemory
@@ -188,7 +190,31 @@ def test_without_a_model_the_machine_is_measured_all_the_same(monkeypatch: pytes
     assert "disk                  1.0 GB/s" in page
 
 
-def test_stats_tell_where_experts_were_found():
-    use = ExpertUse(10, {"GPU": 75, "RAM": 25, "disk": 0}, {"GPU": 750 << 20, "RAM": 250 << 20})
-    assert experts_text(use) == "GPU 75 %, 75 MiB a token · RAM 25 %, 25 MiB a token"
-    assert experts_text(ExpertUse()) == ""
+def test_stats_tell_where_experts_were_found_and_what_a_token_reads():
+    reads = {"GPU": PlaceReads(75 << 20, 2e12, 4e12), "RAM": PlaceReads(512, 2.5e9)}
+    use = ExpertUse(10, {"GPU": 75, "RAM": 25, "disk": 0}, {}, reads)
+    assert experts_text(use) == "found in GPU 75 % · RAM 25 %"
+    assert reads_text(use) == (
+        "reads 75 MiB from GPU, 50 % of 4,000 GB/s · 1 KiB from RAM, 2.5 GB/s "
+        "(erniechat doctor measures what there is)"
+    )
+    assert experts_text(ExpertUse()) == reads_text(ExpertUse()) == ""
+    one = ExpertUse(reads={"RAM": PlaceReads(1 << 20, 1.7e10, 3.45e10)})
+    assert reads_text(one) == "reads 1 MiB from RAM, 49 % of 34.5 GB/s"
+
+
+def test_reads_are_those_of_decoded_tokens_with_what_every_token_uses():
+    reads = DecodeReads("GPU", 100, {"gpu": 1000.0})
+    before = [TierUse("GPU", 10, 1000), TierUse("RAM", 5, 500)]
+    after = [TierUse("GPU", 13, 1300), TierUse("RAM", 6, 600), TierUse("disk", 4, 480)]
+    for _ in range(2):
+        reads.add(before, after, 2, 4.0)
+    assert reads.hit_rate == 3 / 8
+    assert reads.reads() == {
+        "GPU": PlaceReads(100 + 150, (4 * 100 + 600) / 8, 1000.0),
+        "RAM": PlaceReads(50, 200 / 8, None),
+        "disk": PlaceReads(240, 960 / 8, None),
+    }
+    assert reads.reads()["GPU"].share == 0.125
+    assert reads.anew().reads() == {}
+    assert reads.anew().hit_rate == 1.0

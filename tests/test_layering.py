@@ -61,6 +61,7 @@ RANKS = (
             "erniechat.quality",
             "erniechat.engine",
             "erniechat.current_session",
+            "erniechat.decode_reads",
             "erniechat.context",
             "erniechat.prompts",
             "erniechat.reply",

@@ -75,8 +75,11 @@ def _facts(session: Session, end: TurnEnd | None) -> Table:
         held.append(f"gpu {gib(memory.gpu_nbytes)} (peak {gib(memory.gpu_peak_nbytes)})")
     held.append(f"ram {gib(memory.host_nbytes)} (peak {gib(memory.host_peak_nbytes)})")
     table.add_row("memory", " · ".join(held))
-    if use := experts_text(session.backend.expert_use()):
-        table.add_row("experts", use)
+    use = session.backend.expert_use()
+    if experts := experts_text(use):
+        table.add_row("experts", experts)
+    if reads := reads_text(use):
+        table.add_row("a token", reads)
     table.add_row("model", f"{info.model} · {info.quant} · {info.device}")
     if end is not None:
         table.add_row("seed", f"{end.seed} · /set seed {end.seed} repeats the last answer")
@@ -91,18 +94,32 @@ def context_text(info: ModelInfo) -> str:
 
 
 def experts_text(use: ExpertUse) -> str:
-    """Where routed experts were found, and the bytes a token that was; empty without any."""
-    total, tokens = sum(use.runs.values()), max(use.num_tokens, 1)
+    """Where routed experts were found; empty without any."""
+    total = sum(use.runs.values())
     if not total:
         return ""
-    return " · ".join(
-        f"{place} {percent(runs, total)}, {gib(use.nbytes[place] // tokens)} a token"
-        for place, runs in use.runs.items()
-        if runs
-    )
+    found = [f"{place} {percent(runs, total)}" for place, runs in use.runs.items() if runs]
+    return f"found in {' · '.join(found)}"
 
 
-def percent(used: int, whole: int) -> str:
+def reads_text(use: ExpertUse) -> str:
+    """What a decoded token reads from each place, and how fast; empty before the first."""
+    parts = []
+    for place, read in use.reads.items():
+        speed, most = read.nbytes_per_second, read.measured
+        told = f"{percent(speed, most)} of {_gigabytes(most)}" if most else _gigabytes(speed)
+        parts.append(f"{gib(round(read.nbytes_per_token))} from {place}, {told}/s")
+    known = all(read.measured is not None for read in use.reads.values())
+    hint = "" if known else " (erniechat doctor measures what there is)"
+    return f"reads {' · '.join(parts)}{hint}" if parts else ""
+
+
+def _gigabytes(nbytes: float) -> str:
+    value = nbytes / 1e9
+    return f"{value:,.0f} GB" if value >= 100 else f"{value:.3g} GB"
+
+
+def percent(used: float, whole: float) -> str:
     """A share in words: ``14 %``, ``< 1 %``."""
     share = 100 * used / max(whole, 1)
     return "< 1 %" if 0 < share < 1 else f"{share:.0f} %"
