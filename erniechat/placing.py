@@ -117,6 +117,8 @@ def residency_of(
     has_copy = isinstance(weights, QuantizedCopy)
     policy = (memory.counts, options.adapt, options.read_ahead, options.stage)
     if not num_disk:  # but some may leave for it
+        if on_gpu and memory.num_experts("RAM"):
+            warn(f"{_held(memory)}; the others run from RAM{_advice(memory, options)}")
         num_slots = memory.num_read_slots
         return Residency(num_slots, (), *policy) if num_slots and has_copy else None
     if not has_copy:
@@ -129,12 +131,22 @@ def residency_of(
     in_ram = dict(zip(memory.places, memory.placement.experts, strict=True))["RAM"]
     first = in_ram[len(in_ram) - num_tail_slots(memory) :] if on_gpu else in_ram
     num_slots = slots_in(len(first) * memory.sizes.expert_nbytes, memory.sizes)
-    known = any(map(any, memory.counts.values()))
-    hint = "" if known else " (erniechat profile calibrate finds out which are used most)"
-    held = f"{memory.num_experts('GPU'):,} experts fit into the GPU's memory, " if on_gpu else ""
+    held = f"{_held(memory)}, " if on_gpu else ""
     count = len(in_ram) if on_gpu else num_slots
     warn(
-        f"{held}{count:,} of {memory.sizes.num_experts:,} experts fit into RAM; "
-        f"the others are read from the disk when they are chosen{hint}"
+        f"{held}{count:,} of {memory.sizes.num_experts:,} experts fit into RAM; the others are "
+        f"read from the disk when they are chosen{_advice(memory, options)}"
     )
     return Residency(num_slots, first, *policy)
+
+
+def _held(memory: MemoryPlan) -> str:
+    count, whole = memory.num_experts("GPU"), memory.sizes.num_experts
+    return f"{count:,} of {whole:,} experts fit into the GPU's memory"
+
+
+def _advice(memory: MemoryPlan, options: LoadOptions) -> str:
+    """How to find out which experts are used most, where nobody knows and it matters."""
+    if not options.profile or any(map(any, memory.counts.values())):
+        return ""
+    return " (erniechat profile calibrate finds out in a minute which are used most)"

@@ -12,7 +12,7 @@ from erniechat.options import LoadOptions
 from erniechat.ui import helpers
 from erniechat.ui.arguments import Arguments
 from erniechat.ui.settings import Settings
-from erniechat.ui.terminal import Terminal, is_utf8, print_page
+from erniechat.ui.terminal import Terminal, columns, is_utf8, print_page
 
 if TYPE_CHECKING:  # brings what only a reply needs
     from erniechat.ui.jobs import LoadEngine
@@ -92,7 +92,8 @@ def _profile(
     if arguments.json:
         return print_page(terminal, json.dumps(facts) + "\n")
     color, utf8 = terminal.stdout_color, is_utf8(terminal.stdout)
-    return print_page(terminal, profile_page(facts, color=color, utf8=utf8))
+    width = columns(terminal.stdout) if terminal.stdout_is_tty else None
+    return print_page(terminal, profile_page(facts, color=color, utf8=utf8, width=width))
 
 
 def _task(arguments: Arguments, load: LoadOptions, terminal: Terminal) -> int:

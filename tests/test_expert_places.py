@@ -65,9 +65,22 @@ def test_a_small_rest_on_disk_takes_few_of_the_pinned_places():
         ROUTING[k.layer_idx][k.expert_idx] for k in places.disk[200:]
     )
     assert told == [
-        "864 experts fit into the GPU's memory, 764 of 1,728 experts fit into RAM; the others are "
-        "read from the disk when they are chosen"
+        "864 of 1,728 experts fit into the GPU's memory, 764 of 1,728 experts fit into RAM; the "
+        "others are read from the disk when they are chosen"
     ]
+
+
+def test_calibration_is_offered_wherever_experts_are_in_two_places_and_nothing_is_known():
+    told = []
+    fresh = plan(864, 864, None)
+    for options in (LoadOptions(), LoadOptions(profile=False)):
+        residency_of(fresh, NoCopy(), options, told.append)
+    residency_of(plan(864, 864), NoCopy(), LoadOptions(), told.append)
+    held = "864 of 1,728 experts fit into the GPU's memory; the others run from RAM"
+    offer = " (erniechat profile calibrate finds out in a minute which are used most)"
+    assert told == [held + offer, held, held]
+    residency_of(plan(1728, 0, None), NoCopy(), LoadOptions(), told.append)
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(("num_ram", "counts"), [(200, ROUTING), (764, None)])

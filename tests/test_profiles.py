@@ -36,10 +36,7 @@ def test_the_map_has_a_line_a_layer_and_a_cell_an_expert():
     assert page[1] == "layer  1 |█   |"  # 4 times the average, and three never
     assert page[2] == "layer  2 |▂▂▂▂|"
     # Of eight experts the busiest two take 9 of 12 uses, four 11, six all.
-    assert (
-        page[4]
-        == "of all experts the busiest 25 % take 75 %, 50 % take 92 %, 75 % take 100 % of the uses"
-    )
+    assert page[4] == "the busiest 25 % take 75 %, 50 % take 92 %, 75 % take 100 % of the uses"
 
 
 def test_the_map_in_colour_and_in_ascii():
@@ -52,6 +49,17 @@ def test_experts_beyond_a_line_go_on_in_the_next():
     lines = profile_page(facts, color=False, utf8=True).splitlines()
     assert lines[1] == f"layer  1 |{'▂' * 64}|"
     assert lines[2] == f"{'':<9}|{'▂' * 36}|"
+
+
+@pytest.mark.parametrize(("width", "cells"), [(80, 64), (75, 64), (74, 32), (40, 16), (20, 8)])
+def test_the_map_keeps_to_the_terminals_width(width: int, cells: int):
+    facts = {**FACTS, "counts": {str(layer): [1.0] * 64 for layer in range(1, 28)}}
+    lines = profile_page(facts, color=False, utf8=True, width=width).splitlines()
+    assert lines[1] == f"layer  1 |{'▂' * cells}|"
+    assert lines[1 + 64 // cells] == f"layer  2 |{'▂' * cells}|"
+    assert max(map(len, lines)) <= max(width, 45)  # the scale's line
+    nothing = profile_page({**FACTS, "counts": {}}, color=False, utf8=True, width=width)
+    assert max(map(len, nothing.splitlines())) < width
 
 
 def test_a_profile_is_made_shown_moved_and_forgotten(

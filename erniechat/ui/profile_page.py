@@ -1,5 +1,6 @@
 """A routing profile as a map: a line a layer, a cell an expert, the more used the fuller."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,37 +9,54 @@ LEVELS = {True: " ▁▂▃▄▅▆▇█", False: " .:-=+*#@"}
 COLORS = (17, 18, 19, 54, 90, 126, 161, 197, 203)
 MAX_RATIO = 4.0  # times the average: the fullest cell
 MAX_CELLS = 64  # in a line; layers with more experts take several
+LABEL_WIDTH = 9
 
 
-def profile_page(facts: Mapping[str, Any], *, color: bool, utf8: bool) -> str:
+def profile_page(
+    facts: Mapping[str, Any], *, color: bool, utf8: bool, width: int | None = None
+) -> str:
     """`erniechat profile show`.
 
     Args:
         facts: ``model``, ``num_tokens``, and ``counts`` by layer.
         color: Whether cells are coloured.
         utf8: Whether the terminal shows more than ASCII.
+        width: Its columns; None for a pipe.
     """
     counts: Mapping[str, Sequence[float]] = facts["counts"]
     if not any(map(any, counts.values())):
-        return (
+        return _wrapped(
             f"{facts['model']}: no routing profile yet; it grows with every chat, and "
-            "erniechat profile calibrate makes one in a minute\n"
+            "erniechat profile calibrate makes one in a minute",
+            width,
         )
     lines = [f"{facts['model']} · {facts['num_tokens']:,.0f} recent tokens"]
-    levels = LEVELS[utf8]
+    levels, cells_a_line = LEVELS[utf8], _cells_a_line(width)
     for layer, row in counts.items():
         ratios = [count * len(row) / (sum(row) or 1.0) for count in row]
-        for first in range(0, len(row), MAX_CELLS):
-            cells = "".join(
-                _cell(ratio, levels, color) for ratio in ratios[first : first + MAX_CELLS]
-            )
+        for first in range(0, len(row), cells_a_line):
+            some = ratios[first : first + cells_a_line]
+            cells = "".join(_cell(ratio, levels, color) for ratio in some)
             label = f"layer {layer:>2}" if first == 0 else ""
-            lines.append(f"{label:<9}|{cells}|")
+            lines.append(f"{label:<{LABEL_WIDTH}}|{cells}|")
     scale = "".join(_cell(step / 2, levels, color) for step in range(9))
-    lines.append(f"{'':<9}|{scale}| 0 to {MAX_RATIO:g} times the average")
+    lines.append(f"{'':<{LABEL_WIDTH}}|{scale}| 0 to {MAX_RATIO:g} times the average")
     shares = [f"{percent} % take {100 * _taken(counts, percent):.0f} %" for percent in (25, 50, 75)]
-    lines.append(f"of all experts the busiest {', '.join(shares)} of the uses")
+    told = f"the busiest {', '.join(shares)} of the uses"
+    return "\n".join([*lines, _wrapped(told, width)])
+
+
+def _wrapped(text: str, width: int | None) -> str:
+    lines = [text] if width is None else textwrap.wrap(text, max(1, width - 1))
     return "\n".join(lines) + "\n"
+
+
+def _cells_a_line(width: int | None) -> int:
+    """As many as there is room for: all, a half, a quarter, so that rows begin alike."""
+    cells = MAX_CELLS
+    while width is not None and cells > 8 and LABEL_WIDTH + cells + 2 > width:
+        cells //= 2
+    return cells
 
 
 def _cell(ratio: float, levels: str, color: bool) -> str:
