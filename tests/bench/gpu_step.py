@@ -297,16 +297,18 @@ def time_choices(decoder: Decoder, quant: str) -> None:
 
 
 def variants() -> Iterator[tuple[str, dict[str, object]]]:
-    yield "pdl", {"pdl": True}
-    for warps in (1, 2, 4):
-        yield f"gate warps {warps}", {"gate_warps": warps}
-    for warps in (2, 4, 8):
-        yield f"add warps {warps}", {"add_warps": warps}
-    for warps in (2, 4, 8):
+    yield "as it is", {}
+    yield "no pdl", {"pdl": False}
+    for warps in (4, 16):
         yield f"project warps {warps}", {"project_warps": warps}
-    yield "project splits 2", {"project_splits": 2}
-    yield "down splits 4", {"down_splits": 4}
-    yield "attention 128/4/64/2", _attention(128, 4, 64, 2)
+    yield "output warps 8", {"output_warps": 8}
+    for splits, warps in ((8, 1), (8, 4), (4, 2)):
+        yield f"down {splits}/{warps}", {"down_splits": splits, "down_warps": warps}
+    yield "route warps 4", {"route_warps": 4}
+    yield "combine warps 4", {"combine_warps": 4}
+    yield "attention 64/4/16/5", _attention(64, 4, 16, 5)
+    yield "attention 64/4/32/3", _attention(64, 4, 32, 3)
+    yield "attention 128/4/32/3", _attention(128, 4, 32, 3)
 
 
 def _attention(tile: int, warps: int, splits: int, stages: int) -> dict[str, object]:

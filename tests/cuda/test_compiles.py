@@ -18,8 +18,8 @@ from quant.kernels.triton import attention, chunk_kernels, decode, sampling, til
 from quant.kernels.triton.step import GATE_REGISTERS
 
 TYPES = {
-    "*fp32": "logits largest scores given penalty best absmax xs squares x router bias weights qkv "
-    "angles partial maxima sums os out ns as_ fetched",
+    "*fp32": "logits logit_parts largest scores given penalty best absmax xs squares x router bias "
+    "weights qkv angles partial maxima sums os out ns as_ fetched",
     "*fp64": "controls",
     "*i64": "choice found counts masses state winners token best_at slot_of slots hits ids "
     "rows_of expert_of codes_at scales_at xq",
@@ -40,8 +40,10 @@ NORM = {"HIDDEN": 2560, "PADDED_GROUPS": 256}
 FOUR = {"BITS": 4, "EXACT": False, "PTX": True}
 EIGHT = {"BITS": 8, "EXACT": False, "PTX": True, "WARPS": 8}
 GATE = {"WIDTH": 1536, "FIRST_FIXED": 6, "ASKS": False, **NORM}
-DOWN = {"WIDTH": 1536, "NUM_SLOTS": 8, "SPLIT": 8, "ROUTED": True, "FIRST_FIXED": 6, "ASKS": True}
-OUTPUT = {**DOWN, "WIDTH": 512, "NUM_SLOTS": 5, "SPLIT": 5, "ROUTED": False, "ASKS": False}
+DOWN = {"HIDDEN": 2560, "WIDTH": 1536, "NUM_SLOTS": 8, "SPLIT": 8, "ROUTED": True, "ASKS": True}
+DOWN |= {"NUM_EXPERTS": 0, "PADDED_EXPERTS": 1}
+OUTPUT = {**DOWN, "WIDTH": 2560, "NUM_SLOTS": 1, "SPLIT": 1, "ROUTED": False, "ASKS": False}
+OUTPUT |= {"NUM_EXPERTS": 64, "PADDED_EXPERTS": 64}
 ROUND = {"BLOCK": sampling.BLOCK, "PTX": True}
 HEAD = {"HIDDEN": 2560, "PADDED_GROUPS": 256, "ROWS": 16, "WARPS": 8, "PTX": True, "BITS": 8}
 EXPERTS = {"NUM_EXPERTS": 64, "TOP_K": 6}
@@ -76,7 +78,8 @@ KERNELS = {
     "4-bit gate and up": (decode.gate_up_kernel, {**FOUR, **GATE, "WARPS": 2}),
     "int8 gate and up": (decode.gate_up_kernel, {**EIGHT, **GATE}),
     "4-bit output": (decode.add_kernel, {**FOUR, **OUTPUT, "EXACT": True, "WARPS": 4}),
-    "4-bit down": (decode.add_kernel, {**FOUR, **DOWN, "WARPS": 4}),
+    "4-bit down": (decode.add_kernel, {**FOUR, **DOWN, "ASKS": False, "WARPS": 2}),
+    "4-bit down beside the CPU": (decode.add_kernel, {**FOUR, **DOWN, "WARPS": 2}),
     "int8 down": (decode.add_kernel, {**EIGHT, **DOWN}),
 }
 

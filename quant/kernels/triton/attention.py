@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from quant.kernels.triton.tiles import multiply, pointer_at
-from quant.kernels.triton.waiting import await_predecessor, start_successor
+from quant.kernels.triton.waiting import await_predecessor
 
 
 @triton.jit
@@ -65,19 +65,19 @@ def attention_kernel(
     """
     kv = tl.program_id(0)
     split = tl.program_id(1)
-    start_successor(PDL)
-    await_predecessor(PDL)
     pos = tl.load(state).to(tl.int32)
+    cache = pointer_at(state + 1, tl.bfloat16)
+    capacity = tl.load(state + 2)
+    d = tl.arange(0, D)
+    cos = tl.load(angles + d // 2, cache_modifier=".cg")
+    sin = tl.load(angles + D // 2 + d // 2, cache_modifier=".cg")
+    await_predecessor(PDL)
     length = pos + 1
     chunk = _part_length(length, SPLITS, BT)
     num_active = tl.cdiv(length, chunk)
     if split < num_active:
-        d = tl.arange(0, D)
         i = tl.arange(0, RP)
         ok = i < REP
-        cos, sin = tl.load(angles + d // 2), tl.load(angles + D // 2 + d // 2)
-        cache = pointer_at(state + 1, tl.bfloat16)
-        capacity = tl.load(state + 2)
         keys = cache + (layer_idx * NUM_KV + kv) * capacity * D
         values = cache + ((NUM_LAYERS + layer_idx) * NUM_KV + kv) * capacity * D
         if split == num_active - 1:
@@ -131,10 +131,9 @@ def combine_kernel(
     barrier: that took half of attention's time at 4,096 tokens.
     """
     head = tl.program_id(0)
-    start_successor(PDL)
-    await_predecessor(PDL)
     length = tl.load(state).to(tl.int32) + 1
     num_active = tl.cdiv(length, _part_length(length, SPLITS, BT))
+    await_predecessor(PDL)
     if num_active > 1:
         part = tl.arange(0, PADDED_SPLITS)
         d = tl.arange(0, D)

@@ -123,6 +123,7 @@ def route_rows_kernel(
     i = tl.arange(0, PADDED)
     real = i < NUM_EXPERTS
     z = tl.load(logits + token * NUM_EXPERTS + i, mask=real, other=-float("inf"))
+    bias = tl.load(bias + i, mask=real, other=0.0)
     chosen, rank, _, share = choose_experts(z, bias, i, real, norm_min, TOP_K)
     shared = (i >= NUM_EXPERTS) & (i < NUM_EXPERTS + SHARED)
     column = tl.where(shared, TOP_K + i - NUM_EXPERTS, rank)

@@ -8,21 +8,11 @@ import triton
 import triton.language as tl
 
 from quant.kernels.triton.asking import NO_SLOT, ask, choose_cpu_share, fetched_rows
-from quant.kernels.triton.dots import (
-    dot16,
-    dot_bf16,
-    dot_int8,
-    publish,
-    rms_scale,
-    store_quantized,
-)
+from quant.kernels.triton.dots import dot16, dot_bf16, dot_int8
+from quant.kernels.triton.holding import hold16
 from quant.kernels.triton.routing import choose_experts
-from quant.kernels.triton.waiting import (
-    await_predecessor,
-    is_last,
-    prefetch,
-    start_successor,
-)
+from quant.kernels.triton.stream import load_squares, publish, rms_scale, store_quantized
+from quant.kernels.triton.waiting import await_predecessor, is_last, prefetch
 
 
 @triton.jit
@@ -36,7 +26,7 @@ def embed_kernel(
     The first one also writes cosine and sine of the position's rotations, ``[2, D / 2]``.
     """
     group = tl.program_id(0)
-    start_successor(PDL)
+    weight = tl.load(norm + group * 16 + tl.arange(0, 16)).to(tl.float32)
     await_predecessor(PDL)
     if group == 0:
         i = tl.arange(0, D // 2)
@@ -50,7 +40,7 @@ def embed_kernel(
         values = tl.load(codes + at).to(tl.float32) * scale
     else:
         values = tl.load(codes + at).to(tl.float32)
-    publish(x, values, norm, squares, xq, xs, group, BITS)
+    publish(x, values, weight, squares, xq, xs, group, BITS)
 
 
 @triton.jit
@@ -61,62 +51,68 @@ def project_kernel(
 ):  # fmt: skip
     """A product with the normed residual stream, float32 out; a program for 16 rows."""
     group = tl.program_id(0)
-    start_successor(PDL)
-    num_bytes: tl.constexpr = HIDDEN * 2 * BITS
-    element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
-    first = codes + group.to(tl.int64) * (16 * HIDDEN // element)
-    prefetch(first, num_bytes, triton.next_power_of_2(num_bytes // 128), PDL)
+    held = hold16(codes, scales, group, 0, HIDDEN, HIDDEN, BITS, WARPS)
     await_predecessor(PDL)
-    sums = dot16(codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, EXACT, WARPS, PTX)
-    scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
-    tl.store(out + group * 16 + tl.arange(0, 16), sums * scale)
+    squares = load_squares(squares, HIDDEN // 16, PADDED_GROUPS)
+    sums = dot16(
+        codes, scales, group, 0, held, xq, xs, table, HIDDEN, HIDDEN, BITS, EXACT, WARPS, PTX
+    )
+    tl.store(out + group * 16 + tl.arange(0, 16), sums * rms_scale(squares, HIDDEN, eps))
+
+
+@triton.jit
+def _store_logit_parts(
+    values, gate, parts, group, NUM_EXPERTS: tl.constexpr, PADDED: tl.constexpr
+):  # fmt: skip
+    """What 16 normed rows of the residual stream add to the router's logits, but for the scale."""
+    expert = tl.arange(0, PADDED)
+    logits = tl.sum(gate * values[None, :], 1)
+    tl.store(parts + group * NUM_EXPERTS + expert, logits, mask=expert < NUM_EXPERTS)
 
 
 @triton.jit
 def route_kernel(
-    x, norm, squares, router, bias, logits, counter, slot_of, slots, weights, counts,
+    logit_parts, x, norm, squares, bias, slot_of, slots, weights, counts,
     eps, norm_min, layer_idx, num_slots, cpu_share, request, number, num_asked, hits,
     HIDDEN: tl.constexpr, PADDED_HIDDEN: tl.constexpr, PADDED_GROUPS: tl.constexpr,
     NUM_EXPERTS: tl.constexpr, PADDED_EXPERTS: tl.constexpr, TOP_K: tl.constexpr,
     ASKS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The router in float32: a program for an expert's logit, the last one chooses.
+    """The router in float32, one program: adds up its logits, float32 ``[HIDDEN / 16, experts]``.
 
     Writes slots and weights of the chosen experts, likeliest first, and counts them. ASKS: some
     experts lie outside the GPU's memory, and those that the CPU runs get NO_SLOT here.
     """
-    expert = tl.program_id(0)
-    start_successor(PDL)
-    k = tl.arange(0, PADDED_HIDDEN)
-    ok = k < HIDDEN
-    gate = tl.load(router + expert * HIDDEN + k, mask=ok, other=0.0)
-    weight = tl.load(norm + k, mask=ok, other=0.0).to(tl.float32)
+    i = tl.arange(0, PADDED_EXPERTS)
+    real = i < NUM_EXPERTS
+    correction = tl.load(bias + i, mask=real, other=0.0)
+    slot = tl.load(slot_of + i, mask=real, other=NO_SLOT)
+    count = tl.load(counts + i, mask=real, other=0)
     await_predecessor(PDL)
-    value = tl.load(x + k, mask=ok, other=0.0)
-    scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
-    tl.store(logits + expert, tl.sum(value * weight * gate) * scale)
-    if is_last(counter, NUM_EXPERTS):
-        i = tl.arange(0, PADDED_EXPERTS)
-        real = i < NUM_EXPERTS
-        z = tl.load(logits + i, mask=real, other=-float("inf"), cache_modifier=".cg")
-        chosen, rank, ahead, share = choose_experts(z, bias, i, real, norm_min, TOP_K)
-        slot = tl.load(slot_of + i, mask=real, other=NO_SLOT)
-        if ASKS:
-            asked, resident = choose_cpu_share(slot, chosen, ahead, num_slots, cpu_share)
-            slot = tl.where(asked, NO_SLOT, slot)
-            vector = value * weight * scale
-            ask(
-                asked, ahead, share, vector, k, ok, layer_idx, request, number, num_asked,
-                PADDED_EXPERTS, PTX,
-            )  # fmt: skip
-            num_resident = tl.sum(resident.to(tl.int32))
-            tl.store(hits, tl.load(hits) + num_resident)
-            num_streamed = TOP_K - num_resident - tl.sum(asked.to(tl.int32))
-            tl.store(hits + 1, tl.load(hits + 1) + num_streamed)
-        tl.store(slots + rank, slot, mask=chosen)
-        tl.store(weights + rank, share, mask=chosen)
-        count = tl.load(counts + i, mask=chosen, other=0)
-        tl.store(counts + i, count + 1, mask=chosen)
+    group = tl.arange(0, PADDED_GROUPS)
+    at = group[:, None] * NUM_EXPERTS + i[None, :]
+    ok = (group < HIDDEN // 16)[:, None] & real[None, :]
+    z = tl.sum(tl.load(logit_parts + at, mask=ok, other=0.0), 0)
+    scale = rms_scale(load_squares(squares, HIDDEN // 16, PADDED_GROUPS), HIDDEN, eps)
+    z = tl.where(real, z * scale, -float("inf"))
+    chosen, rank, ahead, share = choose_experts(z, correction, i, real, norm_min, TOP_K)
+    if ASKS:
+        asked, resident = choose_cpu_share(slot, chosen, ahead, num_slots, cpu_share)
+        slot = tl.where(asked, NO_SLOT, slot)
+        k = tl.arange(0, PADDED_HIDDEN)
+        weight = tl.load(norm + k, mask=k < HIDDEN, other=0.0).to(tl.float32)
+        vector = tl.load(x + k, mask=k < HIDDEN, other=0.0) * weight * scale
+        ask(
+            asked, ahead, share, vector, k, k < HIDDEN, layer_idx, request, number, num_asked,
+            PADDED_EXPERTS, PTX,
+        )  # fmt: skip
+        num_resident = tl.sum(resident.to(tl.int32))
+        tl.store(hits, tl.load(hits) + num_resident)
+        num_streamed = TOP_K - num_resident - tl.sum(asked.to(tl.int32))
+        tl.store(hits + 1, tl.load(hits + 1) + num_streamed)
+    tl.store(slots + rank, slot, mask=chosen)
+    tl.store(weights + rank, share, mask=chosen)
+    tl.store(counts + i, count + 1, mask=chosen)
 
 
 @triton.jit
@@ -132,7 +128,6 @@ def gate_up_kernel(
     """
     group = tl.program_id(0)
     which = tl.program_id(1)
-    start_successor(PDL)
     element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
     if which >= FIRST_FIXED:
         slot = tl.load(slots + which).to(tl.int64)
@@ -143,6 +138,7 @@ def gate_up_kernel(
         prefetch(first + WIDTH * HIDDEN // element, num_bytes, lines, PDL)
     await_predecessor(PDL)
     slot = tl.load(slots + which).to(tl.int64)
+    squares = load_squares(squares, HIDDEN // 16, PADDED_GROUPS)
     mine = True
     if ASKS:
         mine = slot != NO_SLOT
@@ -150,32 +146,50 @@ def gate_up_kernel(
         codes += slot * code_stride
         scales += slot * scale_stride
         gate = dot16(
-            codes, scales, group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, False, WARPS, PTX
+            codes, scales, group, 0, None, xq, xs, table, HIDDEN, HIDDEN, BITS, False, WARPS, PTX
         )
         up = dot16(
-            codes, scales, WIDTH // 16 + group, 0, xq, xs, table, HIDDEN, HIDDEN, BITS, False,
-            WARPS, PTX,
+            codes, scales, WIDTH // 16 + group, 0, None, xq, xs, table, HIDDEN, HIDDEN, BITS,
+            False, WARPS, PTX,
         )  # fmt: skip
-        scale = rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+        scale = rms_scale(squares, HIDDEN, eps)
         gate *= scale
         out = gate * tl.sigmoid(gate) * up * scale
         store_quantized(out, aq, as_, which * (WIDTH // 16) + group, BITS)
 
 
 @triton.jit
+def _piece(
+    codes, scales, slots, which, code_stride, scale_stride, WIDTH: tl.constexpr,
+    ROUTED: tl.constexpr,
+):  # fmt: skip
+    """Where `add_kernel` finds the weights of a slot, and from which of their inputs on."""
+    first = which * WIDTH
+    if ROUTED:  # past the first-level cache: this may be before the wait for the predecessor
+        slot = tl.load(slots + which, cache_modifier=".cg").to(tl.int64)
+        codes += slot * code_stride
+        scales += slot * scale_stride
+        first = 0
+    return codes, scales, first
+
+
+@triton.jit
 def add_kernel(
     codes, scales, slots, weights, code_stride, scale_stride, xq, xs, table,
-    x, norm, squares, nq, ns, partial, counters, asked, num_asked, fetched, arrived,
-    WIDTH: tl.constexpr, NUM_SLOTS: tl.constexpr, SPLIT: tl.constexpr, ROUTED: tl.constexpr,
-    FIRST_FIXED: tl.constexpr, ASKS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr,
-    WARPS: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr,
+    x, norm, squares, nq, ns, partial, counters, router, logit_parts,
+    asked, num_asked, fetched, arrived,
+    HIDDEN: tl.constexpr, WIDTH: tl.constexpr, NUM_SLOTS: tl.constexpr, SPLIT: tl.constexpr,
+    ROUTED: tl.constexpr, NUM_EXPERTS: tl.constexpr, PADDED_EXPERTS: tl.constexpr,
+    ASKS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, WARPS: tl.constexpr,
+    PTX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Products added to the residual stream; SPLIT programs for 16 rows.
 
-    ROUTED: slot s holds an expert's ``[hidden_size, WIDTH]`` and counts by its weight; ASKS: the
-    CPU may bring more of them, see asking.py. Else the
-    slots are pieces of WIDTH inputs of one weight ``[hidden_size, NUM_SLOTS · WIDTH]``. The
-    programs' sums meet in a fixed order, so that a result does not depend on who is first.
+    ROUTED: slot s holds an expert's ``[HIDDEN, WIDTH]`` and counts by its weight; ASKS: the CPU may
+    bring more of them, see asking.py. Else the slots are pieces of WIDTH inputs of one weight
+    ``[HIDDEN, NUM_SLOTS · WIDTH]``. The programs' sums meet in a fixed order, so that a result does
+    not depend on who is first. NUM_EXPERTS: how many there are where the router, float32
+    ``[experts, HIDDEN]``, is next.
     """
     group = tl.program_id(0)
     part = tl.program_id(1)
@@ -183,58 +197,61 @@ def add_kernel(
     per_program: tl.constexpr = NUM_SLOTS // SPLIT
     inputs: tl.constexpr = WIDTH if ROUTED else NUM_SLOTS * WIDTH
     x_words: tl.constexpr = WIDTH if BITS == 16 else WIDTH // 4
-    start_successor(PDL)
-    element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
-    bytes_each: tl.constexpr = WIDTH * 2 * BITS
-    lines: tl.constexpr = triton.next_power_of_2(bytes_each // 128)
-    for i in tl.static_range(per_program):
-        which = part * per_program + i
-        if ROUTED:
-            if which >= FIRST_FIXED:
-                slot = tl.load(slots + which).to(tl.int64)
-                first = codes + slot * code_stride + group.to(tl.int64) * (16 * WIDTH // element)
-                prefetch(first, bytes_each, lines, PDL)
-        elif BITS == 4 or NUM_SLOTS == 1:  # else the 16 rows' pieces lie apart
-            piece = group.to(tl.int64) * (16 * inputs // element)
-            piece += which * (16 * WIDTH // element)
-            prefetch(codes + piece, bytes_each, lines, PDL)
+    held = ()
+    if not ASKS:
+        for i in tl.static_range(per_program):
+            which = part * per_program + i
+            theirs, factors, first = _piece(
+                codes, scales, slots, which, code_stride, scale_stride, WIDTH, ROUTED
+            )
+            held += (hold16(theirs, factors, group, first, inputs, WIDTH, BITS, WARPS),)
+    weight = tl.load(norm + group * 16 + row).to(tl.float32)
+    if NUM_EXPERTS:
+        expert = tl.arange(0, PADDED_EXPERTS)
+        gate = tl.load(
+            router + expert[:, None] * HIDDEN + group * 16 + row[None, :],
+            mask=(expert < NUM_EXPERTS)[:, None], other=0.0,
+        )  # fmt: skip
     await_predecessor(PDL)
+    before = tl.load(x + group * 16 + row)
     total = tl.zeros((16,), tl.float32)
     for i in tl.static_range(per_program):
         which = part * per_program + i
-        x_at = xq + which * x_words
-        s_at = xs + which * (WIDTH // 16)
-        if ROUTED:
-            slot = tl.load(slots + which).to(tl.int64)
-            mine = True
-            if ASKS:
-                mine = slot != NO_SLOT
-            if mine:
-                sums = dot16(
-                    codes + slot * code_stride, scales + slot * scale_stride, group, 0, x_at, s_at,
-                    table, inputs, WIDTH, BITS, EXACT, WARPS, PTX,
-                )  # fmt: skip
-                total += sums * tl.load(weights + which)
-        else:
-            total += dot16(
-                codes, scales, group, which * WIDTH, x_at, s_at, table, inputs, WIDTH, BITS, EXACT,
-                WARPS, PTX,
-            )  # fmt: skip
-    if SPLIT == 1:
-        values = tl.load(x + group * 16 + row) + total
+        mine = True
+        loaded = None
         if ASKS:
-            values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
-        publish(x, values, norm, squares, nq, ns, group, BITS)
-    else:
+            mine = tl.load(slots + which) != NO_SLOT
+        else:
+            loaded = held[i]
+        if mine:
+            theirs, factors, first = _piece(
+                codes, scales, slots, which, code_stride, scale_stride, WIDTH, ROUTED
+            )
+            factor = tl.load(weights + which) if ROUTED else 1.0
+            sums = dot16(
+                theirs, factors, group, first, loaded, xq + which * x_words,
+                xs + which * (WIDTH // 16), table, inputs, WIDTH, BITS, EXACT, WARPS, PTX,
+            )  # fmt: skip
+            total += sums * factor
+    is_mine = True
+    if SPLIT > 1:
         tl.store(partial + (group * SPLIT + part) * 16 + row, total)
-        if is_last(counters + group, SPLIT):
-            values = tl.load(x + group * 16 + row)
+        is_mine = is_last(counters + group, SPLIT)
+    if is_mine:
+        values = before
+        if SPLIT > 1:
             for i in tl.static_range(SPLIT):
                 at = partial + (group * SPLIT + i) * 16 + row
                 values += tl.load(at, cache_modifier=".cg")
-            if ASKS:
-                values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
-            publish(x, values, norm, squares, nq, ns, group, BITS)
+        else:
+            values += total
+        if ASKS:
+            values += fetched_rows(group * 16 + row, asked, num_asked, fetched, arrived)
+        publish(x, values, weight, squares, nq, ns, group, BITS)
+        if NUM_EXPERTS:
+            _store_logit_parts(
+                values * weight, gate, logit_parts, group, NUM_EXPERTS, PADDED_EXPERTS
+            )  # fmt: skip
 
 
 @triton.jit
@@ -261,22 +278,21 @@ def head_kernel(
     row = tl.arange(0, ROWS)
     at = first + row
     ok = at < num_tokens
-    start_successor(PDL)
     await_predecessor(PDL)
+    squares = load_squares(squares, HIDDEN // 16, PADDED_GROUPS)
     if BITS == 8:
         start = codes + first * (HIDDEN // 4)
-        sums = dot_int8(start, HIDDEN // 4, xq, xs, HIDDEN // 4, ROWS, 8 * WARPS, ok, PTX)
+        sums = dot_int8(start, HIDDEN // 4, None, xq, xs, HIDDEN // 4, ROWS, 8 * WARPS, ok, PTX)
         sums *= tl.load(absmax + at, mask=ok, other=0.0) * (1.0 / 127.0)
     else:
-        sums = dot_bf16(codes + first * HIDDEN, HIDDEN, xq, HIDDEN, ROWS, 16 * WARPS, ok)
-    logit = sums * rms_scale(squares, HIDDEN // 16, PADDED_GROUPS, HIDDEN, eps)
+        sums = dot_bf16(codes + first * HIDDEN, HIDDEN, None, xq, HIDDEN, ROWS, 16 * WARPS, ok)
+    logit = sums * rms_scale(squares, HIDDEN, eps)
     store_logits(logit, at, ok, seen, penalty, logits, best, best_at, first)
 
 
 @triton.jit
 def advance_kernel(token, state, seen, PDL: tl.constexpr):
     """One token further: remember it as seen and count the position up."""
-    start_successor(PDL)
     await_predecessor(PDL)
     tl.store(seen + tl.load(token), 1)
     tl.store(state, tl.load(state) + 1)

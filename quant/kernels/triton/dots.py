@@ -1,4 +1,4 @@
-"""Sixteen dot products of one activation vector with packed weights, and what follows them.
+"""Sixteen dot products of one activation vector with packed weights.
 
 An activation vector is int16 with one float32 scale for 16 values, or bfloat16 where the weights
 are. Weights are held in 4 bits (layout ``x16``), int8 rows or bfloat16 rows; ``BITS`` says which.
@@ -7,6 +7,7 @@ are. Weights are held in 4 bits (layout ``x16``), int8 rows or bfloat16 rows; ``
 import triton
 import triton.language as tl
 
+from quant.kernels.triton.holding import load_rows, load_x16, places_x16, rows_at
 from quant.kernels.triton.tables import REST_STEPS
 
 REST_SHARE = tl.constexpr(1.0 / REST_STEPS)
@@ -123,8 +124,8 @@ def _table_at(table, FIRST: tl.constexpr, pair):
 
 @triton.jit
 def dot_x16(
-    codes, absmax, xq, xs, table, NUM_BLOCKS: tl.constexpr, BG: tl.constexpr, EXACT: tl.constexpr,
-    PTX: tl.constexpr,
+    codes, absmax, held, xq, xs, table, NUM_BLOCKS: tl.constexpr, BG: tl.constexpr,
+    EXACT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """4-bit weights of one row group: float32 ``[16]``.
 
@@ -137,18 +138,16 @@ def dot_x16(
     them where they are used instead of passing them through shared memory.
 
     The table is loaded from four places: what is the same for all threads the compiler would keep
-    in uniform registers and copy at each use. Addresses are those of the first blocks, to which the
-    loop adds constants that load instructions take as they are.
+    in uniform registers and copy at each use.
     """
-    block = tl.arange(0, BG)
     pair = tl.arange(0, 4)
-    row = tl.arange(0, 16)
     t0, t1, t2, t3 = _table_at(table, 2, pair)
     r0, r1, r2, r3 = t0, t1, t2, t3
     if EXACT:
         r0, r1, r2, r3 = _table_at(table, 6, pair)
-    words = codes + (block[:, None, None] * 128 + pair[None, :, None] * 32 + row[None, None, :])
-    scales = absmax + (block[:, None] * 8 + tl.arange(0, 8)[None, :])
+    low_step = tl.load(table).to(tl.float32, bitcast=True)
+    high_step = tl.load(table + 4).to(tl.float32, bitcast=True)
+    words, scales, block = places_x16(codes, absmax, BG)
     x = xq + (block[:, None] * 16 + pair[None, :] * 4)
     xscales = xs + (block[:, None] * 4 + pair[None, :])
     acc_low = tl.zeros((BG, 4, 16), tl.float32)
@@ -156,9 +155,10 @@ def dot_x16(
     none = tl.zeros((BG, 4, 16), tl.int32)
     for first in tl.static_range(0, NUM_BLOCKS, BG):
         ok = (first + block < NUM_BLOCKS)[:, None]
-        even = tl.load(words + first * 128, mask=ok[:, :, None], other=0)
-        odd = tl.load(words + (first * 128 + 16), mask=ok[:, :, None], other=0)
-        scale = tl.load(scales + first * 8, mask=ok, other=0)
+        if held is None:
+            even, odd, scale = load_x16(words, scales, block, first, NUM_BLOCKS)
+        else:
+            even, odd, scale = held[first // BG]
         scale = tl.reshape(tl.join(half_at(scale, 0), half_at(scale, 1)), (BG, 16))
         xscale = tl.load(xscales + first * 4, mask=ok, other=0.0)
         x0 = _each_row(tl.load(x + first * 16, mask=ok, other=0), BG)
@@ -178,14 +178,12 @@ def dot_x16(
         factor = xscale[:, :, None] * scale.to(tl.float32)[:, None, :]
         acc_low += low * factor
         acc_high += high * factor
-    low_step = tl.load(table).to(tl.float32, bitcast=True)
-    high_step = tl.load(table + 4).to(tl.float32, bitcast=True)
     return tl.sum(tl.sum(acc_low * low_step + acc_high * high_step, 0), 0)
 
 
 @triton.jit
 def dot_int8(
-    codes, row_words, xq, xs, NUM_WORDS: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr,
+    codes, row_words, held, xq, xs, NUM_WORDS: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr,
     row_ok, PTX: tl.constexpr,
 ):  # fmt: skip
     """int8 rows, row_words int32 words apart: float32 ``[ROWS]``, without the rows' scales.
@@ -194,14 +192,15 @@ def dot_int8(
     """
     word = tl.arange(0, BW)
     group = tl.arange(0, BW // 4)
-    row = tl.arange(0, ROWS).to(tl.int64)
+    places = codes + (tl.arange(0, ROWS).to(tl.int64)[:, None] * row_words + word[None, :])
     acc = tl.zeros((ROWS, BW // 4), tl.float32)
     for first in tl.static_range(0, NUM_WORDS, BW):
-        k = first + word
-        ok = k < NUM_WORDS
-        at = row[:, None] * row_words + k[None, :]
-        w = tl.load(codes + at, mask=row_ok[:, None] & ok[None, :], other=0)
-        x = tl.load(xq + k, mask=ok, other=0)
+        w = (
+            held[first // BW]
+            if held is not None
+            else load_rows(places, row_ok, word, first, NUM_WORDS)
+        )
+        x = tl.load(xq + first + word, mask=first + word < NUM_WORDS, other=0)
         scale = tl.load(xs + first // 4 + group, mask=first + 4 * group < NUM_WORDS, other=0.0)
         products = dot_bytes(w, tl.broadcast_to(x[None, :], (ROWS, BW)), PTX)
         sums = tl.sum(tl.reshape(products, (ROWS, BW // 4, 4)), 2)
@@ -211,25 +210,27 @@ def dot_int8(
 
 @triton.jit
 def dot_bf16(
-    weight, row_stride, x, NUM_INPUTS: tl.constexpr, ROWS: tl.constexpr, BK: tl.constexpr, row_ok
+    weight, row_stride, held, x, NUM_INPUTS: tl.constexpr, ROWS: tl.constexpr, BK: tl.constexpr,
+    row_ok,
 ):  # fmt: skip
     """bfloat16 rows, row_stride values apart: float32 ``[ROWS]``."""
     lane = tl.arange(0, BK)
-    row = tl.arange(0, ROWS).to(tl.int64)
+    places = weight + (tl.arange(0, ROWS).to(tl.int64)[:, None] * row_stride + lane[None, :])
     acc = tl.zeros((ROWS, BK), tl.float32)
     for first in tl.static_range(0, NUM_INPUTS, BK):
-        k = first + lane
-        ok = k < NUM_INPUTS
-        at = row[:, None] * row_stride + k[None, :]
-        w = tl.load(weight + at, mask=row_ok[:, None] & ok[None, :], other=0.0)
-        value = tl.load(x + k, mask=ok, other=0.0).to(tl.float32)
+        w = (
+            held[first // BK]
+            if held is not None
+            else load_rows(places, row_ok, lane, first, NUM_INPUTS)
+        )
+        value = tl.load(x + first + lane, mask=first + lane < NUM_INPUTS, other=0.0).to(tl.float32)
         acc += w.to(tl.float32) * value[None, :]
     return tl.sum(acc, 1)
 
 
 @triton.jit
 def dot16(
-    codes, scales, group, first_input, xq, xs, table, IN_FEATURES: tl.constexpr,
+    codes, scales, group, first_input, held, xq, xs, table, IN_FEATURES: tl.constexpr,
     NUM_INPUTS: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, WARPS: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
@@ -240,6 +241,7 @@ def dot16(
         scales: float16 absmax a block (4 bits) or float32 absmax a row (8 bits).
         group: Which 16 rows.
         first_input: Where in the row to begin, a multiple of 64. xq and xs point there already.
+        held: What `hold16` loaded of the weight; None to load it here.
         xq: int64 pointer to int16 activations, four each, or to bfloat16 ones.
         xs: Their float32 scales, one for 16.
         table: 4 bits: int32 ``[10, 4]``, `level_tables` four times.
@@ -249,53 +251,15 @@ def dot16(
         float32 ``[16]``.
     """
     row = tl.arange(0, 16)
-    group = group.to(tl.int64)
+    codes, scales = rows_at(codes, scales, group, first_input, IN_FEATURES, BITS)
     if BITS == 4:
-        block = group * (IN_FEATURES // 64) + first_input // 64
-        return dot_x16(
-            codes + block * 128, (scales + block * 16).to(tl.pointer_type(tl.int32)), xq, xs, table,
-            NUM_INPUTS // 64, 2 * WARPS, EXACT, PTX,
-        )  # fmt: skip
-    if BITS == 8:
-        first = codes + (group * 16 * IN_FEATURES + first_input) // 4
+        sums = dot_x16(codes, scales, held, xq, xs, table, NUM_INPUTS // 64, 2 * WARPS, EXACT, PTX)
+    elif BITS == 8:
+        absmax = tl.load(scales + row)
         sums = dot_int8(
-            first, IN_FEATURES // 4, xq, xs, NUM_INPUTS // 4, 16, 8 * WARPS, row < 16, PTX
+            codes, IN_FEATURES // 4, held, xq, xs, NUM_INPUTS // 4, 16, 8 * WARPS, row < 16, PTX
         )
-        return sums * tl.load(scales + group * 16 + row) * (1.0 / 127.0)
-    first = codes + group * 16 * IN_FEATURES + first_input
-    return dot_bf16(first, IN_FEATURES, xq, NUM_INPUTS, 16, 16 * WARPS, row < 16)
-
-
-@triton.jit
-def rms_scale(squares, NUM_GROUPS: tl.constexpr, PADDED: tl.constexpr, hidden_size, eps):
-    """What a norm multiplies by, from the sums of squares that `publish` left for 16 rows each."""
-    i = tl.arange(0, PADDED)
-    part = tl.load(squares + i, mask=i < NUM_GROUPS, other=0.0)
-    return 1.0 / tl.sqrt(tl.sum(part) / hidden_size + eps)
-
-
-@triton.jit
-def store_quantized(values, xq, xs, group, BITS: tl.constexpr):
-    """Sixteen activations as int16 with their scale, or as bfloat16 where the weights are."""
-    i = tl.arange(0, 16)
-    if BITS == 16:
-        tl.store(xq + group * 16 + i, values.to(tl.bfloat16))
+        sums *= absmax * (1.0 / 127.0)
     else:
-        largest = tl.max(tl.abs(values))
-        inverse = tl.where(largest > 0, 32767.0 / tl.maximum(largest, 1e-30), 0.0)
-        tl.store(xq + group * 16 + i, tl.floor(values * inverse + 0.5).to(tl.int16))
-        tl.store(xs + group, largest * (1.0 / 32767.0))
-
-
-@triton.jit
-def publish(x, values, norm, squares, xq, xs, group, BITS: tl.constexpr):
-    """Sixteen rows of the residual stream: as they are, and prepared for the next product.
-
-    The norm's scalar is not known before all rows are; being one factor for the whole vector it
-    is left to the reader, who multiplies its result with `rms_scale`.
-    """
-    rows = group * 16 + tl.arange(0, 16)
-    tl.store(x + rows, values)
-    tl.store(squares + group, tl.sum(values * values))
-    weighted = values * tl.load(norm + rows).to(tl.float32)
-    store_quantized(weighted, xq, xs, group, BITS)
+        sums = dot_bf16(codes, IN_FEATURES, held, xq, NUM_INPUTS, 16, 16 * WARPS, row < 16)
+    return sums

@@ -10,7 +10,7 @@ def choose_experts(z, bias, i, real, norm_min, TOP_K: tl.constexpr):
 
     Args:
         z: float32 logits, -inf where there is no expert.
-        bias: float32 pointer to the correction bias.
+        bias: float32 correction bias.
         i: Ids.
         real: Whether there is such an expert.
         norm_min: Least sum by which shares are divided.
@@ -21,8 +21,7 @@ def choose_experts(z, bias, i, real, norm_min, TOP_K: tl.constexpr):
     """
     p = tl.exp(z - tl.max(z))
     p = p / tl.sum(p)
-    biased = p + tl.load(bias + i, mask=real, other=0.0)
-    biased = tl.where(real, biased, -float("inf"))
+    biased = tl.where(real, p + bias, -float("inf"))
     ahead = biased[None, :] > biased[:, None]
     ahead = ahead | ((biased[None, :] == biased[:, None]) & (i[None, :] < i[:, None]))
     rank = tl.sum(ahead.to(tl.int32), 1)

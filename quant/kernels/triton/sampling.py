@@ -11,7 +11,7 @@ import triton.language as tl
 
 from quant.kernels.triton.decode import store_logits
 from quant.kernels.triton.tiles import multiply
-from quant.kernels.triton.waiting import await_predecessor, is_last, start_successor
+from quant.kernels.triton.waiting import await_predecessor, is_last
 
 BLOCK = 512  # tokens of a program
 PIECE = tl.constexpr(128)  # of them, those that one product adds up
@@ -52,7 +52,6 @@ def begin_kernel(
 ):  # fmt: skip
     """What the head would have left, from logits that came another way: with the penalty."""
     first = tl.program_id(0).to(tl.int64) * ROWS
-    start_successor(PDL)
     await_predecessor(PDL)
     at = first + tl.arange(0, ROWS)
     ok = at < num_tokens
@@ -65,7 +64,6 @@ def pick_kernel(
     best, best_at, token, largest, NUM: tl.constexpr, PADDED: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
     """The likeliest token of all programs of the head; of equals the lowest id."""
-    start_successor(PDL)
     await_predecessor(PDL)
     i = tl.arange(0, PADDED)
     value = tl.load(best + i, mask=i < NUM, other=-float("inf"))
@@ -159,7 +157,6 @@ def round_kernel(
         num_tokens: Tokens that may be chosen.
     """
     first = tl.program_id(0) * BLOCK
-    start_successor(PDL)
     await_predecessor(PDL)
     mine = found + 2 if MASS else found
     prefix = tl.load(mine).to(tl.int32)
@@ -248,7 +245,6 @@ def draw_kernel(
         num_tokens: Tokens that may be chosen.
     """
     first = tl.program_id(0) * BLOCK
-    start_successor(PDL)
     await_predecessor(PDL)
     at = first + tl.arange(0, BLOCK)
     logit = tl.load(logits + at, mask=at < num_tokens, other=-float("inf"))

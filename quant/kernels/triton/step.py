@@ -25,8 +25,10 @@ from quant.kernels.triton.decode import (
     project_kernel,
     route_kernel,
 )
+from quant.kernels.triton.launch_options import INTERPRETED, LaunchOptions
 from quant.kernels.triton.step_buffers import StepBuffers
 from quant.kernels.triton.step_weights import (
+    MLP_SPLITS,
     ChoiceKind,
     CpuExperts,
     StepExperts,
@@ -43,8 +45,6 @@ from quant.tensor import QuantTensor
 # Of gate and up, by bits of a weight. So that in 4 bits six programs of two warps share a
 # multiprocessor, and all programs of a token start at once on 132; in 8 bits four of eight warps.
 GATE_REGISTERS = {4: 168, 8: 56, 16: None}
-
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 class DecodeStep(StepBuffers):
@@ -86,40 +86,18 @@ class DecodeStep(StepBuffers):
         self._experts = experts
         self._inverse_frequencies = inverse_frequencies
         self._tables: dict[tuple[str, bool], Tensor] = {}
-        self._pdl = self._has_pdl()
-        self.choice = TokenChoice(self, self._launch())
-        asks = experts is not None and experts.cpu is not None and self._device.type == "cuda"
+        asks = experts is not None and experts.cpu is not None
+        self._options = LaunchOptions(self.tuning, self._device, asks)
+        self.choice = TokenChoice(self, self._options.every)
         self._beside = (
-            torch.cuda.Stream(self._device) if asks else None  # type: ignore[no-untyped-call]
+            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            if asks and self._device.type == "cuda"
+            else None
         )
-
-    def _has_pdl(self) -> bool:
-        if INTERPRETED or not self.tuning.pdl:
-            return False
-        return torch.cuda.get_device_capability(self._device) >= (9, 0)
 
     def _words(self, codes: Tensor) -> Tensor:
         """An activation buffer as its readers want it."""
         return codes if codes.dtype == torch.bfloat16 else codes.view(torch.int64)
-
-    def _launch(self) -> dict[str, Any]:
-        """Options of every launch."""
-        options: dict[str, Any] = {"PDL": self._pdl}
-        if self._pdl:
-            options["launch_pdl"] = True
-        return options
-
-    def _options(self, format_name: str, warps: int) -> dict[str, Any]:
-        """Options of a product with weights of a format; warps are for 4 bits."""
-        bits = BITS[format_name]
-        warps = warps if bits == 4 else self.tuning.row_warps
-        return {
-            "BITS": bits,
-            "WARPS": warps,
-            "PTX": not INTERPRETED,
-            "num_warps": warps,
-            **self._launch(),
-        }
 
     def _table(self, format_name: str, exact: bool) -> Tensor:
         """The format's `level_tables` on the device, each word four times, see dots.py."""
@@ -142,7 +120,7 @@ class DecodeStep(StepBuffers):
             codes, absmax, self.token, self.state, self._inverse_frequencies,
             self._layers[0].input_norm, self._x, self._squares, self._xq, self._xs, self._angles,
             HIDDEN=hidden, D=self.sizes.head_dim, EMBED_BITS=BITS[self._embedding.format],
-            BITS=BITS[self._linear_format], num_warps=1, **self._launch(),
+            BITS=BITS[self._linear_format], num_warps=1, **self._options.every,
         )  # fmt: skip
         for layer_idx, layer in enumerate(self._layers):
             last = layer_idx + 1 == len(self._layers)
@@ -160,7 +138,7 @@ class DecodeStep(StepBuffers):
             head_codes, head_absmax, self._words(self._xq), self._xs, self._squares,
             self.seen, self.penalty, self.logits, self._best, self._best_at, eps, num_tokens,
             BITS=BITS[self._head.format], ROWS=self.tuning.head_rows, WARPS=warps,
-            PTX=not INTERPRETED, num_warps=warps, **self._norm_options, **self._launch(),
+            PTX=not INTERPRETED, num_warps=warps, **self._norm_options, **self._options.every,
         )  # fmt: skip
 
     def _attend(self, layer_idx: int, layer: StepLayer) -> None:
@@ -170,7 +148,7 @@ class DecodeStep(StepBuffers):
             qkv_codes, qkv_scales, self._words(self._xq), self._xs,
             self._table(layer.qkv.format, True), self._squares, self._qkv, sizes.rms_norm_eps,
             EXACT=True, **self._norm_options,
-            **self._options(layer.qkv.format, tuning.project_warps),
+            **self._options.product(layer.qkv.format, tuning.project_warps),
         )  # fmt: skip
         rep = sizes.num_heads // sizes.num_kv_heads
         shape: dict[str, Any] = {
@@ -182,18 +160,19 @@ class DecodeStep(StepBuffers):
             self._qkv, self._angles, self.state, layer_idx, sizes.head_dim**-0.5, *parts,
             self._oq, self._os, NUM_LAYERS=sizes.num_layers, NUM_KV=sizes.num_kv_heads,
             PTX=not INTERPRETED, num_warps=tuning.attention_warps,
-            num_stages=tuning.attention_stages, **shape, **self._launch(),
+            num_stages=self._options.attention_stages(sizes.head_dim), **shape,
+            **self._options.every,
         )  # fmt: skip
         combine_kernel[(sizes.num_heads,)](
             self.state, *parts, self._oq, self._os,
-            PADDED_SPLITS=triton.next_power_of_2(tuning.attention_splits), num_warps=4,
-            **shape, **self._launch(),
+            PADDED_SPLITS=triton.next_power_of_2(tuning.attention_splits),
+            num_warps=tuning.combine_warps,
+            **shape, **self._options.every,
         )  # fmt: skip
-        inputs = layer.o.shape[1]
-        num_pieces = pieces(inputs, tuning.project_splits)
         self._add(
             parts_of(layer.o), (0, 0), (self._oq, self._os), layer.post_norm, layer.o.format,
-            width=inputs // num_pieces, num_slots=num_pieces, splits=num_pieces, exact=True,
+            width=layer.o.shape[1], num_slots=1, splits=1, warps=tuning.output_warps, exact=True,
+            router=None if layer.router is None else layer.router[0],
         )  # fmt: skip
 
     def _add(
@@ -207,21 +186,25 @@ class DecodeStep(StepBuffers):
         width: int,
         num_slots: int,
         splits: int,
+        warps: int,
         exact: bool = False,
+        router: Tensor | None = None,
         routed_layer: int | None = None,
     ) -> None:
-        """Launch add_kernel; routed_layer is the index of a layer of experts."""
+        """Launch add_kernel; a router comes next, or routed_layer is a layer of experts."""
         routed, layer_idx = routed_layer is not None, routed_layer or 0
         slots = self._slots[layer_idx] if routed else self._dense_slot
         asks = self._asks(slots)
         add_kernel[(self.sizes.hidden_size // 16, splits)](
             *weight, slots, self._weights[layer_idx], *strides, self._words(inputs[0]), inputs[1],
             self._table(format_name, exact), self._x, norm, self._squares, self._xq, self._xs,
-            self._partial, self._counters, self._asked, self._num_asked[layer_idx:],
-            self._fetched, self._arrived,
-            WIDTH=width, NUM_SLOTS=num_slots, SPLIT=splits, ROUTED=routed, ASKS=asks,
-            EXACT=exact, FIRST_FIXED=self._first_fixed(slots),
-            **self._options(format_name, self.tuning.add_warps),
+            self._partial, self._counters, self._x if router is None else router,
+            self._logit_parts, self._asked, self._num_asked[layer_idx:], self._fetched,
+            self._arrived, HIDDEN=self.sizes.hidden_size, WIDTH=width, NUM_SLOTS=num_slots,
+            SPLIT=splits, ROUTED=routed, ASKS=asks, EXACT=exact,
+            NUM_EXPERTS=0 if router is None else len(router),
+            PADDED_EXPERTS=1 if router is None else triton.next_power_of_2(len(router)),
+            **self._options.product(format_name, warps),
         )  # fmt: skip
 
     def _asks(self, slots: Tensor) -> bool:
@@ -240,11 +223,10 @@ class DecodeStep(StepBuffers):
         sizes, experts = self.sizes, self._experts
         if layer.router is None or experts is None:
             raise ValueError(f"layer {layer_idx} has neither an MLP nor experts")
-        router, bias = layer.router
+        bias = layer.router[1]
         cpu = experts.cpu
-        route_kernel[(sizes.num_experts,)](
-            self._x, layer.post_norm, self._squares, router, bias, self._router_logits,
-            self._counters[sizes.hidden_size // 16 :],
+        route_kernel[(1,)](
+            self._logit_parts, self._x, layer.post_norm, self._squares, bias,
             experts.slot_of[layer_idx], self._slots[layer_idx], self._weights[layer_idx],
             experts.counts[layer_idx], sizes.rms_norm_eps, sizes.router_norm_min, layer_idx,
             0 if cpu is None else cpu.num_slots, self._asked if cpu is None else cpu.cpu_share,
@@ -253,8 +235,9 @@ class DecodeStep(StepBuffers):
             PADDED_HIDDEN=triton.next_power_of_2(sizes.hidden_size),
             NUM_EXPERTS=sizes.num_experts,
             PADDED_EXPERTS=triton.next_power_of_2(sizes.num_experts),
-            TOP_K=sizes.num_experts_per_tok, ASKS=cpu is not None, PTX=not INTERPRETED, num_warps=4,
-            **self._norm_options, **self._launch(),
+            TOP_K=sizes.num_experts_per_tok, ASKS=cpu is not None, PTX=not INTERPRETED,
+            num_warps=self.tuning.route_warps,
+            **self._norm_options, **self._options.every,
         )  # fmt: skip
 
     def _gate_up(
@@ -266,7 +249,7 @@ class DecodeStep(StepBuffers):
             self._table(format_name, False), self._squares, self._aq, self._as,
             self.sizes.rms_norm_eps, WIDTH=width, FIRST_FIXED=self._first_fixed(slots),
             ASKS=self._asks(slots), maxnreg=GATE_REGISTERS[BITS[format_name]], **self._norm_options,
-            **self._options(format_name, self.tuning.gate_warps),
+            **self._options.product(format_name, self.tuning.gate_warps),
         )  # fmt: skip
 
     def _run_experts(self, layer_idx: int, norm: Tensor) -> None:
@@ -284,7 +267,8 @@ class DecodeStep(StepBuffers):
         self._add(
             experts.down, strides, (self._aq, self._as), norm, experts.format,
             width=sizes.expert_width, num_slots=num_slots,
-            splits=divisor(num_slots, self.tuning.down_splits), routed_layer=layer_idx,
+            splits=divisor(num_slots, self.tuning.down_splits), warps=self.tuning.down_warps,
+            routed_layer=layer_idx,
         )  # fmt: skip
         if experts.cpu is not None:
             self.join_beside()
@@ -314,10 +298,11 @@ class DecodeStep(StepBuffers):
         gate_up, down = mlp
         width = down.shape[1]
         self._gate_up(parts_of(gate_up), (0, 0), self._dense_slot, 1, width, gate_up.format)
-        num_pieces = pieces(width, 8)
+        num_pieces = pieces(width, MLP_SPLITS)
         self._add(
             parts_of(down), (0, 0), (self._aq, self._as), norm, down.format,
             width=width // num_pieces, num_slots=num_pieces, splits=num_pieces,
+            warps=self.tuning.down_warps,
         )  # fmt: skip
 
     def pick(self, num_tokens: int) -> None:
@@ -326,4 +311,4 @@ class DecodeStep(StepBuffers):
 
     def advance(self) -> None:
         """Count ``token`` as seen, and the position up."""
-        advance_kernel[(1,)](self.token, self.state, self.seen, num_warps=1, **self._launch())
+        advance_kernel[(1,)](self.token, self.state, self.seen, num_warps=1, **self._options.every)

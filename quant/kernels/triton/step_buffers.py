@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from quant.kernels.triton.step_weights import StepSizes, Tuning
+from quant.kernels.triton.step_weights import MLP_SPLITS, StepSizes, Tuning
 
 
 class StepBuffers:
@@ -57,9 +57,8 @@ class StepBuffers:
         self._xq, self._xs = self._new(hidden, dtype=codes), self._new(hidden // 16)
         self._aq, self._as = self._new(inner, dtype=codes), self._new(inner // 16)
         self._oq, self._os = self._new(heads, dtype=codes), self._new(heads // 16)
-        most = max(tuning.project_splits, tuning.down_splits, 8)
-        self._partial = self._new(hidden // 16 * most * 16)
-        self._counters = self._new(hidden // 16 + 1, dtype=torch.int32)
+        self._partial = self._new(max(tuning.down_splits, MLP_SPLITS) * hidden)
+        self._counters = self._new(hidden // 16, dtype=torch.int32)
 
     def _make_attention(self) -> None:
         sizes, splits = self.sizes, self.tuning.attention_splits
@@ -74,7 +73,7 @@ class StepBuffers:
     def _make_routing(self, slot_of: Tensor | None) -> None:
         sizes = self.sizes
         slots = max(sizes.num_experts_per_tok + sizes.num_shared_experts, 1)
-        self._router_logits = self._new(max(sizes.num_experts, 1))
+        self._logit_parts = self._new(sizes.hidden_size // 16, max(sizes.num_experts, 1))
         self._slots = self._new(sizes.num_layers, slots, dtype=torch.int64)
         self._weights = self._new(sizes.num_layers, slots) + 1.0
         self._dense_slot = self._new(1, dtype=torch.int64)

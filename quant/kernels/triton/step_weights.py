@@ -8,6 +8,8 @@ from torch import Tensor
 
 from quant.tensor import QuantTensor
 
+MLP_SPLITS = 8  # programs for 16 rows of a dense layer's down product, at most
+
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
@@ -16,31 +18,35 @@ class Tuning:
     Attributes:
         project_warps: Of QKV with 4-bit weights.
         gate_warps: Of gate and up with 4-bit weights.
-        add_warps: Of the products that add to the residual stream, with 4-bit weights.
+        output_warps: Of the output projection with 4-bit weights.
+        down_warps: Of down with 4-bit weights.
+        route_warps: Of the router.
+        combine_warps: Of the sum of attention's parts.
         row_warps: Of products with int8 and bf16 rows.
-        project_splits: Programs for 16 rows of the output projection, at most.
         down_splits: Programs for 16 rows of the experts' down product, at most.
         head_rows: Rows of a program of the head.
         attention_splits: Programs for one key and value head.
         attention_tile: Tokens that attention reads at a time.
         attention_warps: Of attention.
-        attention_stages: Tiles that attention has on the way.
-        pdl: Launch a kernel before its predecessor has ended. Waiting programs take places from
-            working ones: it gained nothing when it was measured (1.535 against 1.532 ms).
+        attention_stages: Tiles that attention has on the way; None for `attention_stages`.
+        pdl: Launch a kernel before its predecessor has ended, where the GPU can and no expert lies
+            outside its memory.
     """
 
     project_warps: int = 8
     gate_warps: int = 2
-    add_warps: int = 4
+    output_warps: int = 4
+    down_warps: int = 2
+    route_warps: int = 8
+    combine_warps: int = 1
     row_warps: int = 8
-    project_splits: int = 5
     down_splits: int = 8
     head_rows: int = 16
     attention_splits: int = 32
     attention_tile: int = 64
     attention_warps: int = 4
-    attention_stages: int = 3
-    pdl: bool = False
+    attention_stages: int | None = None
+    pdl: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +160,23 @@ class ChoiceKind:
     greedy: bool = True
     top_k: bool = False
     top_p: bool = False
+
+
+def attention_stages(shared_nbytes: int, tile: int, head_dim: int) -> int:
+    """Tiles of keys and values that attention has on the way.
+
+    So many that a program takes more than half of a multiprocessor's shared memory, where it may:
+    programs that begin before their predecessor has ended then do not gather on the
+    multiprocessors that are free first (at 32,768 tokens a step took 1.75 ms instead of 2.05).
+
+    Args:
+        shared_nbytes: Shared memory that a program may have, in bytes.
+        tile: Tokens of a tile.
+        head_dim: Of a key.
+    """
+    others = 8192  # queries and scores
+    tile_nbytes = 2 * tile * head_dim * 2
+    return min(max(1 + (shared_nbytes - others) // tile_nbytes, 2), 5)
 
 
 def pieces(num_inputs: int, most: int) -> int:

@@ -1,7 +1,9 @@
 """How kernels and their programs wait for each other.
 
 Kernels are launched so that one may begin before its predecessor has ended (PDL, from compute
-capability 9.0 on); each waits before it reads or writes what another one touches.
+capability 9.0 on). Each waits for it before it reads or writes what another one touches, and lets
+its successor begin only then, so that before its wait a kernel may read what those before its
+predecessor wrote, past the first-level cache, and no more than two are there at a time.
 """
 
 import triton
@@ -9,17 +11,11 @@ import triton.language as tl
 
 
 @triton.jit
-def start_successor(PDL: tl.constexpr):
-    """Let the next kernel be launched; it waits by itself for this one's end."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
 def await_predecessor(PDL: tl.constexpr):
-    """Wait until all that earlier kernels wrote can be read."""
+    """Wait until all that earlier kernels wrote can be read; the successor may begin then."""
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
