@@ -1,9 +1,12 @@
 """Making a GPU ready on another thread while the program does something else."""
 
+import ctypes
 import threading
 from contextlib import suppress
 
 import torch
+
+DRIVER = "libcuda.so.1"
 
 
 def wake_gpu() -> None:
@@ -13,6 +16,8 @@ def wake_gpu() -> None:
     """
 
     def run() -> None:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(DRIVER).cuInit(0)  # torch would hold Python's lock while the driver starts
         with suppress(Exception):
             if torch.cuda.is_available():
                 torch.zeros(1, device="cuda")

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,6 +156,23 @@ def test_a_copy_cut_short_meanwhile_is_told_by_every_reply(
     assert engine.memory().weights_nbytes == machine.copy.nbytes  # /stats and leaving still work
     assert engine.expert_use().num_tokens == 0
     engine.close()
+
+
+def test_a_layer_of_the_copy_counts_as_memory_only_while_it_is_read(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces, brought = [], []
+    upload, let_go = machine.upload, QuantizedCopy.let_go
+    machine.upload = lambda *given: brought.append(1) or upload(*given)
+    monkeypatch.setattr(
+        QuantizedCopy, "let_go", lambda copy: pieces.append(len(brought)) or let_go(copy)
+    )
+    machine.opened.set()
+    assert machine.engine().decoder.wait(PATIENCE)
+    layers = machine.plan.config.moe_layers
+    assert len(pieces) == 1 + len(layers)  # what every token uses, then each layer's experts
+    assert pieces[-1] == len(brought)
+    assert len({late - early for early, late in pairwise(pieces)}) == 1
 
 
 def test_closed_before_the_end_it_brings_no_more(machine: Machine) -> None:

@@ -184,12 +184,15 @@ def _begin_upload(
     """Send everything there for which memory was taken."""
     copy = weights if isinstance(weights, QuantizedCopy) else None
 
+    def let_go() -> None:
+        if copy is not None:  # or all of it would soon count as this process' memory
+            copy.let_go()
+
     def fill(put: Put) -> None:
         fixed.fill(put)
+        let_go()
         if slots is not None:
-            slots.fill(weights, put)
-        if copy is not None:
-            copy.let_go()  # all of it that is not needed any more
+            slots.fill(weights, put, let_go)
 
     nbytes = fixed.nbytes + (0 if slots is None else slots.nbytes)
     return BackgroundUpload(device, fill, nbytes, copy.check if copy else lambda: None)

@@ -1,6 +1,6 @@
 """Who is to be in which slot of a GPU's pool, and bringing everybody there."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,12 +38,15 @@ class ExpertSlots:
         taken = sum(slot != NO_SLOT for slots in self.of.values() for slot in slots)
         return taken * self.pool.slot_nbytes
 
-    def fill(self, weights: WeightSource, put: Put) -> None:
+    def fill(
+        self, weights: WeightSource, put: Put, let_go: Callable[[], None] = lambda: None
+    ) -> None:
         """Bring everybody to the slots.
 
         Args:
             weights: Every weight by its name.
             put: Brings a part there.
+            let_go: Called after each layer, when nothing of it is read any more.
 
         Raises:
             QuantError: If an expert is not there or of another format.
@@ -56,6 +59,7 @@ class ExpertSlots:
             for expert_idx, slot in enumerate(slots[:num_routed]):
                 if slot != NO_SLOT:
                     self.pool.write(slot, expert_of(weights, layer_idx, expert_idx), put)
+            let_go()
 
 
 def expert_of(weights: WeightSource, layer_idx: int, expert_idx: int) -> ExpertWeights:
