@@ -17,6 +17,8 @@ from quant.experts.placement import ExpertKey
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native.serve import ExpertServer
 
+NUM_AHEAD = 4  # experts of the disk on their way while one that came before is copied
+
 
 class ExpertTail:
     """Who is in the tail, and in RAM of these.
@@ -139,16 +141,24 @@ class ExpertTail:
         with self._lock:
             self._keys.add(key)
 
-    def bring(self, key: ExpertKey) -> ExpertWeights:
+    def bring(self, key: ExpertKey, later: Sequence[ExpertKey] = ()) -> ExpertWeights:
         """An expert, read if it is not in RAM; to be copied at once.
+
+        Args:
+            key: Whom.
+            later: Who will be asked for next: some of these are read meanwhile.
 
         Raises:
             QuantError: If the disk cannot be read.
         """
         with self._lock:
-            num_read = self._disk.num_read
-            found = self._disk.ensure(key.layer_idx, [key.expert_idx])[0]
-            self._disk.num_read = num_read  # nobody has run it
+            disk = self._disk
+            ahead = later[: min(NUM_AHEAD, disk.num_slots - 1)]
+            num_read = disk.num_read
+            for one in (key, *ahead):
+                disk.fetch(one, (key, *ahead))
+            found = disk.ensure(key.layer_idx, [key.expert_idx])[0]
+            disk.num_read = num_read  # nobody has run it
             return found
 
     def part(self, key: ExpertKey) -> None:

@@ -5,7 +5,9 @@ host are read through the bus. While a token is decoded, the CPU runs some of th
 the GPU's memory at the same time, on request of the GPU; see `quant.kernels.triton.asking`.
 """
 
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
 from quant.experts.prompt_tables import PromptTables
 from quant.experts.sharing import SharingCosts
 from quant.experts.store import TierUse
-from quant.experts.tail import ExpertTail
+from quant.experts.tail import NUM_AHEAD, ExpertTail
 from quant.experts.whereabouts import Whereabouts
 from quant.kernels.base import KernelBackend
 from quant.kernels.native.serve import ExpertServer
@@ -212,18 +214,22 @@ class TieredExpertStore(PooledExpertStore):
             return
         self.moves.finish()
         self._settle_hits()
+        tail = () if self.tail is None else self.tail.keys
+        later = deque(key for key, slot in moves if key in tail and slot != NO_SLOT)
         try:
             for key, slot in moves:
-                self._carry(key, slot)
+                if later and later[0] == key:
+                    later.popleft()
+                self._carry(key, slot, list(islice(later, NUM_AHEAD)))
         finally:  # what was interrupted is where it was, and what was done before is done
             self.where.publish({key.layer_idx for key, _ in moves})
 
-    def _carry(self, key: ExpertKey, slot: int) -> None:
+    def _carry(self, key: ExpertKey, slot: int, later: Sequence[ExpertKey]) -> None:
         where, before = self.where, self.slot(key)
         if self.tail is not None and slot == NO_SLOT:
             self.tail.join(key)
         elif self.tail is not None and before == NO_SLOT:
-            where.write(slot, self.tail.bring(key))
+            where.write(slot, self.tail.bring(key, later))
             self.tail.part(key)
         else:
             where.memory(slot).copy_(where.memory(before))

@@ -21,7 +21,7 @@ from quant.experts.lending import SlotLender
 from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool
 from quant.experts.sharing import SharingCosts
-from quant.experts.tail import ExpertTail
+from quant.experts.tail import NUM_AHEAD, ExpertTail
 from quant.experts.tiered import TieredExpertStore
 from quant.formats import FORMATS
 from quant.kernels.base import ExpertWeights
@@ -329,6 +329,27 @@ def test_a_prompt_counts_though_it_asks_for_nobody_in_the_last_layer(copy):
     tiers.ask(2, [TAIL[-1].expert_idx])
     assert TAIL[-1] in tiers.cache
     assert all(key in tiers.cache for key in used)
+
+
+@pytest.mark.parametrize("num_slots", [3, 4, 12])
+def test_who_returns_from_the_disk_is_read_while_others_are_copied(copy, num_slots, monkeypatch):
+    tiers = Tiers(copy, num_slots, on_gpu=KEYS[4:], pinned=KEYS[:4])
+    store, total = tiers.store, tiers.store.num_usable
+    lender = SlotLender(store, 0, lambda: 1 << 30)
+    lender.lend(total - 8)
+    gone, begun, seen = sorted(tiers.tail.keys), [], []
+    write, fetch = store.where.write, tiers.cache.fetch
+    with monkeypatch.context() as patch:
+        patch.setattr(tiers.cache, "fetch", lambda key: (fetch(key), begun.append(key))[0])
+        patch.setattr(store.where, "write", lambda *to: (write(*to), seen.append(len(begun)))[0])
+        lender.hits = lambda key: float(key in gone)
+        lender.take_back(total)
+    assert begun == gone  # each read once, in their order
+    ahead = min(NUM_AHEAD, num_slots - 1)
+    assert seen == [min(8, 1 + ahead + at) for at in range(8)]
+    assert tiers.tail.is_empty
+    for layer in LAYERS:
+        check_prompt(tiers, layer, 40)
 
 
 @pytest.mark.parametrize("later", [0, 2])
