@@ -18,7 +18,7 @@ be done again from its beginning: an interrupt between any two lines loses no sl
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -98,8 +98,6 @@ class ExpertMover:
         server: The CPU's side.
         tail: Has experts without a slot; None if there never are any.
         counts: int64 ``[num_layers, …]`` on the device, how often experts were chosen.
-        count_hits: Told, whenever places have changed, what ``counts`` were when they did and who
-            was on the GPU until then.
         lanes: Of the device.
 
     Attributes:
@@ -112,11 +110,10 @@ class ExpertMover:
         server: ExpertServer,
         tail: ExpertTail | None,
         counts: Tensor,
-        count_hits: Callable[[Tensor, Collection[ExpertKey]], None],
         lanes: Lanes,
     ) -> None:
         self._where, self._server, self._tail, self._lanes = where, server, tail, lanes
-        self._counts, self._count_hits = Peek(counts, lanes.main), count_hits
+        self._counts = Peek(counts, lanes.main)
         self._waiting: deque[Pair] = deque()
         self._batch: _Batch | None = None
         self.num_done = 0
@@ -241,7 +238,7 @@ class ExpertMover:
 
     def _settle(self, batch: _Batch) -> None:
         if self._counts.is_asked:
-            self._count_hits(self._counts.take(), batch.resident)
+            self._where.count_hits(self._counts.take(), batch.resident)
         for one in batch.exchanges:
             if one.from_tail and self._tail is not None:
                 self._tail.part(one.promoted)

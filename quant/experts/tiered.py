@@ -6,7 +6,7 @@ the GPU's memory at the same time, on request of the GPU; see `quant.kernels.tri
 """
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -92,10 +92,7 @@ class TieredExpertStore(PooledExpertStore):
         self.slot_of, self.tables = where.tables.device["slot_of"], where.experts
         self.cpu_share = torch.tensor(cpu_share, dtype=torch.int32, device=device)
         self.decode_hits = torch.zeros(2, dtype=torch.int64, device=device)
-        self._hits = self._routings = 0
-        self.moves = ExpertMover(
-            where, server, tail, self.routing_counts, self._count_hits, self.lanes
-        )
+        self.moves = ExpertMover(where, server, tail, self.routing_counts, self.lanes)
 
     @property
     def num_slots(self) -> int:
@@ -150,28 +147,14 @@ class TieredExpertStore(PooledExpertStore):
     def _settle_hits(self) -> None:
         """Count the routings since the last move by where their experts were. Waits."""
         self.lanes.main.mark().synchronize()
-        self._count_hits(self.routing_counts.cpu(), self.resident)
-
-    def _count_hits(self, counts: Tensor, resident: Collection[ExpertKey]) -> None:
-        """Take in what was routed while these were on the GPU.
-
-        Args:
-            counts: Of `routing_counts` at the end of that time, on the CPU.
-            resident: Who was there.
-        """
-        counts = counts[:, : self.where.counts.shape[1]].clone()
-        new = counts - self.where.counts
-        rows = new.tolist()
-        hits = sum(rows[key.layer_idx][key.expert_idx] for key in resident)
-        self._hits, self._routings = self._hits + hits, self._routings + int(new.sum())
-        self.where.counts = counts
+        self.where.count_hits(self.routing_counts.cpu(), self.resident)
 
     @property
     def hit_rate(self) -> float:
         """See `ExpertStore.hit_rate`; 1 if nothing was counted yet."""
         self.moves.finish()
         self._settle_hits()
-        return self._hits / self._routings if self._routings else 1.0
+        return self.where.num_hits / self.where.num_routings if self.where.num_routings else 1.0
 
     @property
     def uses(self) -> tuple[TierUse, ...]:

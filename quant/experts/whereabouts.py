@@ -42,6 +42,8 @@ class Whereabouts:
         experts: By layer index its experts with their addresses.
         prompts: What a prompt's captured chunks read.
         counts: int64 ``[num_layers, num_experts]``, by which prompts choose whom to stage.
+        num_hits: Of the routings counted those whose expert was on the GPU.
+        num_routings: All that were counted.
 
     Raises:
         QuantError: If no slot is left for exchanges.
@@ -71,6 +73,7 @@ class Whereabouts:
                 f"exchange experts and stage {num_staged}; give it {1 + 2 * num_staged}, and 1"
             )
         self.counts = torch.zeros(num_layers, self._num_routed, dtype=torch.int64)
+        self.num_hits = self.num_routings = 0
         addresses = torch.int64, (num_layers, 2, width)
         parts = {
             "slot_of": (torch.int64, (num_layers, width)),
@@ -166,6 +169,21 @@ class Whereabouts:
             pinned = [i for i in range(self._num_routed) if self._host.holds(slots[i])]
             self.prompts.publish(layer_idx, slots, pinned, self.counts[layer_idx].tolist())
         self.tables.send()
+
+    def count_hits(self, counts: Tensor, resident: Collection[ExpertKey]) -> None:
+        """Take in what was routed while these were on the GPU.
+
+        Args:
+            counts: Of all routings, shared experts behind the routed ones, at the end of that
+                time; on the CPU.
+            resident: Who was there.
+        """
+        counts = counts[:, : self._num_routed].clone()
+        new = counts - self.counts
+        rows = new.tolist()
+        num_hits = sum(rows[key.layer_idx][key.expert_idx] for key in resident)
+        self.counts, self.num_hits = counts, self.num_hits + num_hits
+        self.num_routings += int(new.sum())
 
     def share_rows(self, row_shares: Mapping[int, float]) -> None:
         """Change the shares of a prompt's experts that the CPU runs, for sizes known already."""

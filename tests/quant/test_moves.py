@@ -1,5 +1,7 @@
 """Exchanges beside tokens: whenever copies end, every token finds every expert's own bytes."""
 
+import gc
+import weakref
 from random import Random
 
 import pytest
@@ -217,6 +219,19 @@ def test_an_interrupt_at_any_line_of_an_exchange_is_made_good():
         after += 1
     assert after > 60
     assert moved > 1.5 * after  # who was about to begin is left out, and nobody else
+
+
+def test_a_store_that_nobody_holds_is_gone_at_once():
+    """Its memory on the GPU does not wait for the collector."""
+    gc.disable()
+    try:
+        scene = Scene(0)
+        scene.store.swap_all([(min(scene.store.pinned), min(scene.store.resident))])
+        store = weakref.ref(scene.store)
+        del scene
+        assert store() is None
+    finally:
+        gc.enable()
 
 
 def test_slots_come_back_while_an_exchange_is_under_way():
