@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from erniechat.ui.jobs import Job, LoadEngine, PromptTools
 
 HUNG_UP = 129  # 128 + SIGHUP
+INTERRUPTED = 130  # 128 + SIGINT
 
 
 def _prepare_process() -> None:
@@ -137,6 +138,8 @@ def main(argv: Sequence[str] | None = None, *, services: Services | None = None)
             return _run(argv, terminal, services or Services())
     except Interrupted as exc:
         terminal.live.wipe()
+        if exc.exit_status == INTERRUPTED:
+            terminal.wipe_echo()
         return exc.exit_status
     except BrokenPipeError:
         terminal.live.wipe()

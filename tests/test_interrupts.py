@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +40,34 @@ def test_one_interrupt_ends_every_phase_at_once(scenario: str, phase: str, envir
         _, stderr = process.communicate(timeout=60)
         assert time.monotonic() - began < 0.8  # 0.3 of ours, and Python's own end
         assert (process.returncode, stderr) == (130, b"")
+
+
+WHILE_IMPORTING = """
+import builtins, os, runpy, signal
+load = builtins.__import__
+def load_and_be_interrupted(name, *rest, **others):
+    if name == "erniechat.ui.failure":
+        os.kill(os.getpid(), signal.SIGINT)
+    return load(name, *rest, **others)
+builtins.__import__ = load_and_be_interrupted
+runpy.run_module("erniechat.__main__", run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_python_still_imports_shows_no_traceback():
+    command = [sys.executable, "-c", WHILE_IMPORTING, *HI]
+    done = subprocess.run(command, capture_output=True, env=clean_environ(), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_after_an_interrupt_the_next_line_is_the_shells_own(tmp_path: Path):
+    log = tmp_path / "log"
+    with erniechat("plain", *HI, "-q", "--log", str(log), FAKE_LOAD_SECONDS="20") as run:
+        run.wait(lambda: log.exists() and "loading some-model" in log.read_text())
+        run.send("\x03")
+        assert run.end() == 130
+        assert b"^C" in run.bytes
+        assert (run.text, run.screen.cursor.x) == ("", 0)
 
 
 @pytest.mark.timed

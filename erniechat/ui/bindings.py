@@ -1,6 +1,7 @@
 """What each key does in the prompt, and where a message ends."""
 
 from prompt_toolkit.application import get_app
+from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.input.ansi_escape_sequences import ANSI_SEQUENCES
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -58,6 +59,10 @@ def editing_keys(folds: Folds) -> KeyBindings:
     @keys.add(Keys.BracketedPaste)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text(folds.fold(event.data))
+
+    @keys.add("c-o", filter=editing & Condition(lambda: bool(get_app().current_buffer.text)))
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.document = Document(folds.expand(event.current_buffer.text))
 
     @keys.add("backspace", filter=editing)
     def _(event: KeyPressEvent) -> None:

@@ -40,6 +40,12 @@ class Folds:
             text = text.replace(mark, paste)
         return text
 
+    def refold(self, text: str) -> str:
+        """A message that comes back: each paste of this chat in it is a mark again."""
+        for mark, paste in sorted(self._pastes.items(), key=lambda item: -len(item[1])):
+            text = text.replace(paste, mark)
+        return text
+
     def mark_before(self, text: str) -> str:
         """The mark that a text ends with, or nothing."""
         return next((mark for mark in self._pastes if text.endswith(mark)), "")

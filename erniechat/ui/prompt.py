@@ -109,7 +109,7 @@ class LinePrompt:
 
     def ask(self, draft: str) -> str:
         """One message or command, as Prompt says."""
-        return self._folds.expand(self._session.prompt(default=draft))
+        return self._folds.expand(self._session.prompt(default=self._folds.refold(draft)))
 
     def _typed(self) -> str:
         return self._folds.expand(self._session.default_buffer.text)

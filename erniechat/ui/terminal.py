@@ -83,6 +83,11 @@ class Terminal:
         self.live.wipe()
         self.write_error(line + "\n")
 
+    def wipe_echo(self) -> None:
+        """Take away the ^C that a terminal shows, so that what comes next begins a line."""
+        if self.stderr_is_tty and self.moves_cursor:
+            self.write_error("\r\x1b[K")
+
     def write_error(self, text: str) -> None:
         """Write to stderr; a reader of stderr that has gone away is no error."""
         if not is_utf8(self.stderr):

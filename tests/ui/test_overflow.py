@@ -181,7 +181,7 @@ def test_the_choice_on_a_terminal() -> None:
         run.wait(r"this does not fit. The message has 5,00\d tok")
         run.wait("Esc edits the message ›")
         run.send("\x1b")
-        run.wait(r"› \[pasted 1 line · 5,000 tok\]")
+        run.wait(r"Esc edits the message ›\n+› \[pasted 1 line · 5,000 tok\]")
         run.send("\x03/exit\r")
         assert run.end() == 0
 

@@ -218,9 +218,10 @@ def test_a_long_paste_is_folded_sent_whole_and_deleted_with_its_mark(keys: PipeI
     paste = "\n".join(f"line {number}" for number in range(20))
     chat = saving(keys, words("x"), words("y"))
     bracketed = f"\x1b[200~{paste}\x1b[201~"
-    chat.type(f"{bracketed} what?", f"{bracketed}\x7fno paste")
+    unfolded = f"{bracketed}\x0f\x7f!"  # Ctrl-O, then its last character becomes another
+    chat.type(f"{bracketed} what?", f"{bracketed}\x7fno paste", "no fold\x0f.", unfolded)
     sent = [asked.messages[-1].content for asked in chat.backend.asked]
-    assert sent == [f"{paste} what?", "no paste"]
+    assert sent == [f"{paste} what?", "no paste", "no fold.", f"{paste[:-1]}!"]
 
 
 def test_the_thinking_budget_is_set_in_the_chat(keys: PipeInput):
