@@ -78,7 +78,7 @@ class RawKeys:
         self._sigint.start()
         self._raw_mode = self._source.raw_mode()
         self._raw_mode.__enter__()
-        self._due = self._sort([_as_typed(key) for key in self._pending()])
+        self._due = self._sort([as_typed(key) for key in self._pending()])
         return self
 
     def _pending(self) -> list[KeyPress]:
@@ -141,7 +141,7 @@ class RawKeys:
         self._raw_mode.__enter__()
 
 
-def _as_typed(key: KeyPress) -> KeyPress:
+def as_typed(key: KeyPress) -> KeyPress:
     """A key that came before the terminal was ours: there it made a newline of Enter."""
     return KeyPress(Keys.ControlM, "\r") if key.key == Keys.ControlJ else key
 

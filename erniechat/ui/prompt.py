@@ -1,5 +1,6 @@
 """Where the user types: keys, completion, history and the toolbar."""
 
+import os
 import select
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from erniechat.ui.bindings import (
 )
 from erniechat.ui.completion import CommandCompleter
 from erniechat.ui.history import PrivateHistory, history_path
-from erniechat.ui.keys import ESCAPE_SECONDS, KeyWatch, QuietKeys, RawKeys
+from erniechat.ui.keys import ESCAPE_SECONDS, KeyWatch, QuietKeys, RawKeys, as_typed
 from erniechat.ui.paste import Folds
 from erniechat.ui.screen import Screen
 from erniechat.ui.terminal import Terminal, is_utf8
@@ -109,7 +110,12 @@ class LinePrompt:
 
     def ask(self, draft: str) -> str:
         """One message or command, as Prompt says."""
-        return self._folds.expand(self._session.prompt(default=self._folds.refold(draft)))
+        with self._source.raw_mode():
+            if os.isatty(self._source.fileno()):
+                # Between prompts it is not ours, and makes newlines of Enters.
+                keys = [*get_typeahead(self._source), *map(as_typed, self._pending())]
+                store_typeahead(self._source, keys)
+            return self._folds.expand(self._session.prompt(default=self._folds.refold(draft)))
 
     def _typed(self) -> str:
         return self._folds.expand(self._session.default_buffer.text)

@@ -75,6 +75,8 @@ def edit_command(session: Session, argument: str) -> None:
         session.screen.note("the message is empty; nothing was changed")
         return
     session.truncate(index, "edit")
+    for number, line in enumerate(text.splitlines()):
+        session.screen.line(f"  {line}" if number else f"› {line}")
     session.next_turn = Turn(text)
 
 

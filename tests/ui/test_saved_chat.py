@@ -171,9 +171,10 @@ def test_edit_changes_the_message_or_the_answer_and_goes_on(
     editor.chmod(0o700)
     chat = saving(keys, words("One."), words(" Two."))
     chat.session.environ = {"EDITOR": str(editor)}
-    chat.type("Q", typed)
+    out = chat.type("Q", typed)
     asked = chat.backend.asked[1]
     assert contents(asked.messages) == sent
+    assert ("\n› Q!\n" in out) == (sent == ["Q!"])  # what is asked now can be read
     if sent == ["Q"]:
         assert asked.part == Message("assistant", "One.!")
         assert chat.session.messages[-1].content == "One.! Two."

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -281,5 +282,22 @@ def test_what_is_typed_while_python_starts_is_sent_by_its_enter():
         run.send("What is it?\r")  # the terminal is not ours yet
         run.wait(r"The answer is 42\.")
         run.wait("ctx ")
+        run.send("\x04")
+        assert run.end() == 0
+
+
+def test_what_is_typed_while_a_command_works_is_sent_by_its_enter(tmp_path: Path):
+    mark = tmp_path / "mark"
+    editor = tmp_path / "editor"
+    editor.write_text(f"#!/bin/sh\ntouch {mark}\nsleep 1\nexit 1\n")
+    editor.chmod(0o700)
+    with erniechat("plain", "-m", "some-model", EDITOR=str(editor)) as run:
+        run.wait("ctx ")
+        run.send("Hi\r")
+        run.wait(r"The answer is 42\.[^›]*›")
+        run.send("/edit\r")
+        run.wait(mark.exists)
+        run.send("Hello\r")
+        run.wait(r"› Hello\n\nThe answer is 42\.")
         run.send("\x04")
         assert run.end() == 0
