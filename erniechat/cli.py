@@ -280,6 +280,7 @@ def _bench(terminal: Terminal, services: Services, load: LoadOptions, bench: Ben
 
 
 def _repl(job: Job) -> int:
+    from erniechat.chat.session_file import SessionFile
     from erniechat.ui.asking import read_document
     from erniechat.ui.jobs import engine
     from erniechat.ui.tool_commands import read_tool_file
@@ -288,6 +289,8 @@ def _repl(job: Job) -> int:
     if not terminal.stdout_is_tty:
         raise UsageError("no prompt, and stdout is no terminal to chat on", 'give -p "TEXT"')
     tools = read_tool_file(arguments.tools, yes=arguments.yes)
+    if job.saved is not None and job.settings.chat.save is not False:
+        SessionFile.resume(job.saved, terminal.log.write).close()  # in use: told before the load
     document = read_document(arguments, terminal, job.settings.chat)
     terminal.live.show(f"loading {job.settings.load.model}")  # before the imports below
     with engine(job) as (worker, load, progress):

@@ -44,6 +44,7 @@ def test_one_interrupt_ends_every_phase_at_once(scenario: str, phase: str, envir
 
 WHILE_IMPORTING = """
 import builtins, os, runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 load = builtins.__import__
 def load_and_be_interrupted(name, *rest, **others):
     if name == "erniechat.ui.failure":

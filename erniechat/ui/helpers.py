@@ -60,7 +60,7 @@ def sessions_page(action: str, name: str, *, as_json: bool) -> str:
     if as_json:
         return json.dumps(session_facts()) + "\n"
     rows = session_rows()
-    names = ("id", "date", "turns", "tokens", "begins")
+    names = ("id", "date", "turns", "written", "begins")
     return columns([names, *rows]) if rows else "no saved conversations\n"
 
 

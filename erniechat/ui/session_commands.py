@@ -33,7 +33,7 @@ def sessions_command(session: Session, argument: str) -> None:
     if not rows:
         session.screen.line("no saved conversations")
         return
-    table = plain_table("id", "date", "turns", "tokens", "begins", right=(2, 3))
+    table = plain_table("id", "date", "turns", "written", "begins", right=(2, 3))
     for row in rows:
         table.add_row(*row)
     session.screen.show(table)

@@ -125,3 +125,14 @@ def test_a_home_that_cannot_be_written_costs_the_saving_only(tmp_path: Path):
         assert terminal.end() == 0
         assert terminal.text.count("the session is not saved") == 1
         assert "goodbye · 2 exchanges" in terminal.text
+
+
+def test_a_session_that_is_open_elsewhere_is_refused_before_the_model_is_loaded(tmp_path: Path):
+    with run("plain", tmp_path) as terminal:
+        terminal.wait("ctx ")
+        terminal.send("Hi\r")
+        terminal.wait("session ")
+        with run("plain", tmp_path, "-c") as second:
+            assert second.end() == 2
+            assert "is open in another process; leave it there first" in second.text
+            assert b"loading" not in second.bytes
