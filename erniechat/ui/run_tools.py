@@ -4,16 +4,20 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from erniechat.chat.conversation import Message
 from erniechat.events import ToolCall
 from erniechat.ui.keys import KeyWatch
 from erniechat.ui.prompt import Prompt
+from erniechat.ui.reply_view import QUIET_SECONDS, STOP_HINT
 from erniechat.ui.screen import Screen
-from erniechat.ui.text import count, one_line
+from erniechat.ui.terminal import LiveLine
+from erniechat.ui.text import count, one_line, seconds
 from erniechat.ui.tool_commands import ToolCommand
 from erniechat.ui.worker import Task, Worker
 
@@ -52,19 +56,35 @@ def run_calls(calls: Sequence[ToolCall], consent: Consent) -> list[Message]:
         else:
             num_run += 1
             with consent.prompt.watch() as keys:
-                results.append(run_command(call, command.argv, keys))
+                live = consent.screen.live
+                tick = partial(_show_running, live, call.name)
+                results.append(run_command(call, command.argv, keys, tick))
+                live.wipe()
             said = one_line(results[-1].content)[:200]
             consent.screen.note(f"← {said} ({count(len(results[-1].content))} characters)")
+    if not num_run:
+        consent.screen.note("nothing was run; type on, or /retry")
     return results if num_run else []
 
 
-def run_command(call: ToolCall, argv: Sequence[str], keys: KeyWatch) -> Message:
+def _show_running(live: LiveLine, name: str, spent: float) -> None:
+    if spent > QUIET_SECONDS:
+        live.show(f"running {name} {seconds(spent)}    {STOP_HINT}")
+
+
+def run_command(
+    call: ToolCall,
+    argv: Sequence[str],
+    keys: KeyWatch,
+    tick: Callable[[float], None] = lambda spent: None,
+) -> Message:
     """What a command answers to a call: its output, as JSON where it is that.
 
     Args:
         call: Its arguments are the command's stdin.
         argv: Program and arguments.
         keys: Esc or Ctrl-C ends the command.
+        tick: Told again and again for how many seconds it runs.
     """
     try:
         process = subprocess.Popen(
@@ -79,7 +99,7 @@ def run_command(call: ToolCall, argv: Sequence[str], keys: KeyWatch) -> Message:
     worker = Worker()
     data = call.arguments.encode("utf-8", "replace")
     task = worker.submit(lambda: process.communicate(data, RUN_SECONDS))
-    reason = _wait(task, keys, process)
+    reason = _wait(task, keys, process, tick)
     worker.finish(1.0)
     if reason:
         return _error(reason)
@@ -91,12 +111,16 @@ def run_command(call: ToolCall, argv: Sequence[str], keys: KeyWatch) -> Message:
 
 
 def _wait(
-    task: Task[tuple[bytes, bytes]], keys: KeyWatch, process: "subprocess.Popen[bytes]"
+    task: Task[tuple[bytes, bytes]],
+    keys: KeyWatch,
+    process: "subprocess.Popen[bytes]",
+    tick: Callable[[float], None],
 ) -> str:
     """Wait for a command; why it was ended, empty if it ended by itself."""
-    reason = ""
+    reason, began = "", time.monotonic()
     try:
         while not task.done:
+            tick(time.monotonic() - began)
             stops = {"stop", "interrupt"}.intersection(keys.poll(POLL_SECONDS))
             if stops and not reason:
                 reason = "stopped by the user"

@@ -19,6 +19,7 @@ from erniechat.ui.run_tools import run_command
 from erniechat.ui.tool_commands import ToolCommand, read_tool_file
 from erniechat.ui.worker import Worker
 from tests.fakes import Script, words
+from tests.ui.screen_of import erniechat
 from tests.ui.test_repl import LEAVE, Chat
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
@@ -69,8 +70,9 @@ def test_a_yes_runs_the_command_and_the_model_goes_on(keys: PipeInput):
 def test_nothing_runs_without_a_yes(keys: PipeInput, answer: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_tools, "run_command", None)
     chat = chat_with(keys, [*words("I look."), CALL], words("23 °C."))
-    chat.type_and_answer("Q", answer)
+    out = chat.type_and_answer("Q", answer)
     assert len(chat.backend.asked) == 1
+    assert "\nnothing was run; type on, or /retry\n" in out
 
 
 def test_what_was_typed_before_the_question_is_no_yes(
@@ -121,6 +123,20 @@ def test_a_key_ends_a_command():
             return ["stop"]
 
     assert "stopped by the user" in run_command(CALL, ("sleep", "20"), Pressed()).content
+
+
+def test_a_command_that_takes_long_is_shown_with_its_way_out(tmp_path: Path):
+    tools = {"tools": [TOOL["function"]], "commands": {"get_weather": ["sleep", "60"]}}
+    file = written(tmp_path, tools)
+    with erniechat("calls", "-m", "m", "--tools", file, "--run-tools", width=90) as run:
+        run.wait("ctx ")
+        run.send("Hi\r")
+        run.wait(r"run sleep 60 < .* \[y/N\]")
+        run.send("y\r")
+        run.wait(r"(?m)^running get_weather \d\.\d s    Esc stops$")
+        run.send("\x03")
+        run.wait("← .*stopped by the user")
+        assert "running" not in run.text
 
 
 def written(tmp_path: Path, data: object) -> str:
