@@ -1,6 +1,7 @@
 """`erniechat bench`: prefill, decode, memory and hit rate, in one table or as JSON."""
 
 import dataclasses
+import functools
 import gc
 import platform
 import statistics
@@ -14,7 +15,7 @@ import torch
 from erniechat.comparison import compare, format_comparison
 from erniechat.decode_reads import DecodeReads
 from erniechat.errors import MemoryLimitError, UsageError
-from erniechat.fit import expert_places, fit, this_machine
+from erniechat.fit import Machine, expert_places, fit, machine_again, this_machine
 from erniechat.generation.generate import PREFILL_CHUNK, Limits, decode
 from erniechat.generation.sampling import Sampler
 from erniechat.loader import decode_reads, load_engine, set_threads
@@ -28,6 +29,7 @@ from erniechat.model_sizes import model_sizes
 from erniechat.options import BenchOptions, LoadOptions
 from erniechat.planning import choose_device, choose_formats, context_length
 from erniechat.quality import measure_quality
+from quant.allocator import give_back_freed_memory
 from quant.experts.adapter import ExpertAdapter
 from quant.experts.tiered import TieredExpertStore
 from quant.memory import lacks_memory, process_memory
@@ -55,7 +57,9 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     if bench.quality is not None:
         return measure_quality(load, bench, report)
     if bench.ab is not None:
-        return compare(load, bench.ab, bench.runs, lambda side: _once(side, bench, report), report)
+        machine = this_machine(choose_device(load.device))  # before either side is loaded
+        once = functools.partial(_once, bench=bench, report=report, machine=machine)
+        return compare(load, bench.ab, bench.runs, once, report)
     began = time.perf_counter()
     report("loading")
     decoder, quant, weights_nbytes, adapter, reads = _model(load, bench, report)
@@ -77,10 +81,10 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
 
 
 def _once(
-    load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
+    load: LoadOptions, bench: BenchOptions, report: Callable[[str], None], machine: Machine
 ) -> dict[str, float]:
     """One run of a model that is loaded for it, after one that is not counted."""
-    decoder, _, _, adapter, reads = _model(load, bench, report)
+    decoder, _, _, adapter, reads = _model(load, bench, report, machine)
     _run(decoder, bench, reads.anew())
     _adapt(adapter, 1, bench)
     found = _run(decoder, bench, reads) | {"hit_rate": reads.hit_rate}
@@ -88,6 +92,7 @@ def _once(
         decoder.experts.close()
     del decoder, adapter
     gc.collect()
+    give_back_freed_memory()
     torch.cuda.empty_cache()  # or the other side would find less memory
     return found
 
@@ -99,11 +104,14 @@ def _adapt(adapter: ExpertAdapter | None, num_runs: int, bench: BenchOptions) ->
 
 
 def _model(
-    load: LoadOptions, bench: BenchOptions, report: Callable[[str], None]
+    load: LoadOptions,
+    bench: BenchOptions,
+    report: Callable[[str], None],
+    before: Machine | None = None,
 ) -> tuple[Decoder, str, int, ExpertAdapter | None, DecodeReads]:
     """The model to measure, its format, its bytes, who moves its experts, who counts reads."""
     if bench.synthetic is None:
-        engine = load_engine(load)
+        engine = load_engine(load, before=before)
         nbytes = engine.memory().weights_nbytes
         return engine.decoder, engine.info.quant, nbytes, engine.adapter, engine.reads
     raw = read_json(Path(bench.synthetic) / "config.json")
@@ -125,7 +133,8 @@ def _model(
         sizes = model_sizes(config, slots, formats, getattr(torch, load.dtype))
         tokens = max(load.ctx or 0, bench.prompt_tokens + bench.new_tokens)
         figures = kept_figures(device, keep=load.keep_speeds)
-        memory = fit(sizes, load, tokens, None, this_machine(device))
+        machine = machine_again(before, device) if before else this_machine(device)
+        memory = fit(sizes, load, tokens, None, machine)
         places = expert_places(memory, load, figures)
         if places.disk:
             raise MemoryLimitError(

@@ -63,6 +63,7 @@ def load_engine(
     report: Report | None = None,
     warn: Warn | None = None,
     early: EarlyModel | None = None,
+    before: Machine | None = None,
 ) -> Engine:
     """Load a model.
 
@@ -71,6 +72,7 @@ def load_engine(
         report: Told how far loading is.
         warn: Told, in one line, what did not work and is not needed.
         early: What has been found of it already.
+        before: The machine before this program loaded another model; by default it is as it is now.
 
     Raises:
         UsageError: If the options do not suit the model or the machine.
@@ -87,7 +89,7 @@ def load_engine(
         set_threads(options.threads)
         if options.gpu_memory is not None and plan.device.type == "cpu":
             warn(f"--gpu-memory {options.gpu_memory} changes nothing: the model runs on the CPU")
-        machine = this_machine(plan.device)
+        machine = machine_again(before, plan.device) if before else this_machine(plan.device)
         check_memory(plan, options, warn, machine)
         check_disk(plan, options)
         weights = finished_weights(plan, options, report, warn)

@@ -21,3 +21,10 @@ def keep_freed_memory() -> bool:
         return False
     trims = mallopt(_M_TRIM_THRESHOLD, KEPT_NBYTES)
     return bool(trims and mallopt(_M_MMAP_THRESHOLD, KEPT_NBYTES // 2))
+
+
+def give_back_freed_memory() -> None:
+    """Give the system what glibc's malloc has kept, where it is that one."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -1,15 +1,20 @@
 """`erniechat bench --ab`: which settings it takes, in which order it measures, what it prints."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from erniechat import fit, placing
 from erniechat.cli import main
 from erniechat.comparison import changed, compare, format_comparison
 from erniechat.errors import UsageError
+from erniechat.memory_plan import MemoryPlan
 from erniechat.options import BenchOptions, LoadOptions
+from quant.memory import ProcessMemory
 
 GIVEN = LoadOptions(threads=2)
 
@@ -72,6 +77,28 @@ def test_the_bench_compares_on_a_real_model(
     assert "settings of a model" in capsys.readouterr().err
 
 
+def test_both_sides_have_the_same_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """However much the program holds by then."""
+    for variable in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    held = itertools.count(100 << 20, 1 << 20)
+    monkeypatch.setattr(fit, "process_memory", lambda: ProcessMemory(next(held), 0))
+    flags = ["-p", "4", "-n", "2", "-r", "2", "--cpu-memory", "171MiB", "--4bit", "--json"]
+    seen: list[int] = []
+    plan = placing.fit
+
+    def planned(*args: Any) -> MemoryPlan:
+        memory = plan(*args)
+        seen.append(memory.num_experts("RAM"))
+        return memory
+
+    monkeypatch.setattr(placing, "fit", planned)
+    assert main(["bench", *flags, "--ab", "stage=off"]) == 0
+    assert len(seen) == 8  # before and after the weights, of two rounds' two sides
+    assert 0 < seen[0] < 224
+    assert set(seen) == {seen[0]}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -85,7 +112,7 @@ def test_every_policy_has_an_a_b_on_the_command_line(
     """Each side is loaded with the settings as they are given and as they are changed."""
     seen: list[LoadOptions] = []
 
-    def once(load: LoadOptions, *_: object) -> dict[str, float]:
+    def once(load: LoadOptions, **_: object) -> dict[str, float]:
         seen.append(load)
         return dict.fromkeys(("prefill", "decode", "first_token", "hit_rate"), 1.0)
 
