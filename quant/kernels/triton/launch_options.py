@@ -38,7 +38,9 @@ class LaunchOptions:
         tuning = self._tuning
         if tuning.attention_stages is not None:
             return tuning.attention_stages
-        return attention_stages(self._shared_nbytes, tuning.attention_tile, head_dim)
+        return attention_stages(
+            self._shared_nbytes, tuning.attention_tile, head_dim, pdl=self.every["PDL"]
+        )
 
     def product(self, format_name: str, warps: int) -> dict[str, Any]:
         """Of a product with weights of a format; warps are for 4 bits."""

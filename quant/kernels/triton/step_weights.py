@@ -162,21 +162,23 @@ class ChoiceKind:
     top_p: bool = False
 
 
-def attention_stages(shared_nbytes: int, tile: int, head_dim: int) -> int:
+def attention_stages(shared_nbytes: int, tile: int, head_dim: int, *, pdl: bool) -> int:
     """Tiles of keys and values that attention has on the way.
 
-    So many that a program takes more than half of a multiprocessor's shared memory, where it may:
-    programs that begin before their predecessor has ended then do not gather on the
+    With pdl so many that a program takes more than half of a multiprocessor's shared memory, where
+    it may: programs that begin before their predecessor has ended then do not gather on the
     multiprocessors that are free first (at 32,768 tokens a step took 1.75 ms instead of 2.05).
+    Without it three at most, so that with fewer multiprocessors than programs some share one.
 
     Args:
         shared_nbytes: Shared memory that a program may have, in bytes.
         tile: Tokens of a tile.
         head_dim: Of a key.
+        pdl: Whether programs begin early.
     """
     others = 8192  # queries and scores
     tile_nbytes = 2 * tile * head_dim * 2
-    return min(max(1 + (shared_nbytes - others) // tile_nbytes, 2), 5)
+    return min(max(1 + (shared_nbytes - others) // tile_nbytes, 2), 5 if pdl else 3)
 
 
 def pieces(num_inputs: int, most: int) -> int:
