@@ -80,7 +80,8 @@ KERNELS = {
     "4-bit output": (decode.add_kernel, {**FOUR, **OUTPUT, "EXACT": True, "WARPS": 4}),
     "4-bit down": (decode.add_kernel, {**FOUR, **DOWN, "ASKS": False, "WARPS": 2}),
     "4-bit down beside the CPU": (decode.add_kernel, {**FOUR, **DOWN, "WARPS": 2}),
-    "int8 down": (decode.add_kernel, {**EIGHT, **DOWN}),
+    "int8 down": (decode.add_kernel, {**EIGHT, **DOWN, "ASKS": False}),
+    "advance": (decode.advance_kernel, {}),
 }
 
 
@@ -88,7 +89,7 @@ KERNELS = {
 def test_a_kernel_compiles_for_hopper(name):
     kernel, sizes = KERNELS[name]
     names = kernel.arg_names
-    sizes = {n: value for n, value in {**sizes, "PDL": False}.items() if n in names}
+    sizes = {n: value for n, value in {**sizes, "PDL": True}.items() if n in names}
     signature = {n: "constexpr" if n in sizes else TYPE_OF[n] for n in names}
     if "rows_of" in names:
         signature["x"] = "*bf16"
@@ -96,7 +97,7 @@ def test_a_kernel_compiles_for_hopper(name):
         signature["scales"] = "*fp32"
     constants = {(names.index(n),): value for n, value in sizes.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": sizes.get("WARPS", 4)}
+    options = {"num_warps": sizes.get("WARPS", 4), "launch_pdl": "PDL" in sizes}
     if kernel is decode.gate_up_kernel:
         options["maxnreg"] = GATE_REGISTERS[sizes["BITS"]]
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

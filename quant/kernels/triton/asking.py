@@ -1,7 +1,7 @@
 """Asking the CPU for experts that the GPU does not have: requests and answers in pinned memory.
 
-The router's last program writes a request, one program fetches the answer beside the GPU's own
-experts, and whoever completes the layer's sum waits for what was fetched. No host call is made.
+The router writes a request, one program fetches the answer beside the GPU's own experts, and
+whoever completes the layer's sum waits for what was fetched. No host call is made.
 """
 
 import triton

@@ -129,8 +129,8 @@ def gate_up_kernel(
     group = tl.program_id(0)
     which = tl.program_id(1)
     element: tl.constexpr = 1 if BITS == 16 else 32 // BITS  # weights in an element of codes
-    if which >= FIRST_FIXED:
-        slot = tl.load(slots + which).to(tl.int64)
+    if which >= FIRST_FIXED:  # past the first-level cache: the router may be writing beside it
+        slot = tl.load(slots + which, cache_modifier=".cg").to(tl.int64)
         first = codes + slot * code_stride + group.to(tl.int64) * (16 * HIDDEN // element)
         num_bytes: tl.constexpr = HIDDEN * 2 * BITS
         lines: tl.constexpr = triton.next_power_of_2(num_bytes // 128)
