@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import quant.copy
 from erniechat.generation.generate import PREFILL_CHUNK
 from erniechat.model.assembly import assemble
 from erniechat.model.config import ModelConfig
@@ -46,7 +47,7 @@ FAMILY = FAMILIES["ernie4_5_moe"]
 DEVICE = torch.device("cpu")
 CGROUPS = Path("/sys/fs/cgroup")
 MIB = 1 << 20
-WAYS = ("ram", "mapping", "lru", "cache", "unstaged", "ahead")
+WAYS = ("ram", "mapping", "large", "lru", "cache", "unstaged", "ahead")
 WRONG = 0.27  # guesses of the next layer's choice, as on the built-in model; here all are right
 HOT_BIAS = 0.0227  # of the router's probabilities; the share it gives is printed
 
@@ -139,6 +140,8 @@ def decode(decoder: Any, ids: list[int], cache: Any) -> tuple[float, float]:
 
 def child(args: argparse.Namespace) -> None:
     """Run one way and print what was measured as JSON."""
+    if args.way == "mapping":  # as any program maps a file; "large" is as a copy is mapped
+        quant.copy.ask_for_large_pages = lambda memory: None  # type: ignore[attr-defined]
     copy = (SkewedCopy if args.skewed else QuantizedCopy)(Path(args.folder))
     config = shape(args.layers)
     slots = [s for s in FAMILY.tensors(config).values() if not getattr(s, "optional", False)]
@@ -151,7 +154,7 @@ def child(args: argparse.Namespace) -> None:
     if args.way != "ram":
         enter_group(limit)
     residency = None
-    if args.way not in ("mapping", "ram"):
+    if args.way not in ("mapping", "large", "ram"):
         taken = process_memory().rss_nbytes + sizes.fixed_nbytes + args.spare * MIB
         num_slots = (limit - taken) // (sizes.expert_nbytes + 8192)
         first = [
