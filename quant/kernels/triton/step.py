@@ -44,6 +44,7 @@ from quant.tensor import QuantTensor
 
 # Of gate and up, by bits of a weight. So that in 4 bits six programs of two warps share a
 # multiprocessor, and all programs of a token start at once on 132; in 8 bits four of eight warps.
+# They suffice because slots are multiples of 16 elements apart; else addresses would take more.
 GATE_REGISTERS = {4: 168, 8: 56, 16: None}
 
 

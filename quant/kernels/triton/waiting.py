@@ -3,7 +3,8 @@
 Kernels are launched so that one may begin before its predecessor has ended (PDL, from compute
 capability 9.0 on). Each waits for it before it reads or writes what another one touches, and lets
 its successor begin only then, so that before its wait a kernel may read what those before its
-predecessor wrote, past the first-level cache, and no more than two are there at a time.
+predecessor wrote, past the first-level cache where that was in the same graph, and no more than two
+are there at a time.
 """
 
 import triton
