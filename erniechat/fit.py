@@ -33,8 +33,8 @@ RESERVE_NBYTES = 256 * MIB  # of free memory is left to others when no size is a
 MAX_RESERVE_SHARE = 0.05
 # What a process takes on a GPU beside weights and cache: the driver's context, torch's workspaces.
 GPU_CONTEXT_NBYTES = 640 * MIB
-GPU_WORKSPACE_NBYTES = 256 * MIB  # at the 21B shape, where a chunk's buffers are 71 of it
-GPU_REST_NBYTES = GPU_WORKSPACE_NBYTES - 71 * MIB
+GPU_WORKSPACE_NBYTES = 256 * MIB  # at the 21B shape, where a chunk's buffers are 76 of it
+GPU_REST_NBYTES = GPU_WORKSPACE_NBYTES - 76 * MIB
 # What a process comes to hold beyond what it has when it plans: code that is read when it first
 # runs, threads, freed memory that malloc keeps. On mini, where nothing else weighs, 6 MiB with all
 # experts in RAM and 31 with some on disk, which eight threads read.
@@ -122,7 +122,8 @@ def gpu_workspace_nbytes(config: ModelConfig) -> int:
     kv = config.num_key_value_heads * config.head_dim
     chosen = config.num_experts_per_tok + config.num_shared_experts
     act = max(chosen * config.moe_intermediate_size, config.intermediate_size)
-    widths = 8 * config.hidden_size + 6 * heads + 4 * kv + 2 * act + 4 * chosen * config.hidden_size
+    rows = 12 + 4 * chosen  # bytes for an element of a token's row
+    widths = rows * config.hidden_size + 6 * heads + 4 * kv + 2 * act
     return max(GPU_WORKSPACE_NBYTES, GPU_REST_NBYTES + PREFILL_CHUNK * widths)
 
 

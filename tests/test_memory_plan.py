@@ -115,12 +115,12 @@ def test_a_gpus_workspaces_grow_with_the_buffers_of_a_chunk():
         }
     )
     rows = {  # of 512 tokens, as quant/kernels/triton/chunk.py has them
-        "float32 x, normed and delta": 8192 * (4 + 2 + 2),
+        "float32 x and what the router reads, normed, delta": 8192 * (4 + 4 + 2 + 2),
         "qkv, q, attended": 2 * (8192 + 2 * 1024) + 2 * 8192 + 2 * 8192,
         "act": 2 * 28672,
         "float32 results": 4 * 8 * 8192,
     }
-    assert gpu_workspace_nbytes(large) == (256 - 71) * 2**20 + 512 * sum(rows.values())
+    assert gpu_workspace_nbytes(large) == (256 - 76) * 2**20 + 512 * sum(rows.values())
     assert gpu_workspace_nbytes(CONFIG) == 256 * 2**20
 
 

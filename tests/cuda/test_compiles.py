@@ -19,7 +19,7 @@ from quant.kernels.triton.step import GATE_REGISTERS
 
 TYPES = {
     "*fp32": "logits logit_parts largest scores given penalty best absmax xs squares x router bias "
-    "weights qkv angles partial maxima sums os out ns as_ fetched",
+    "weights qkv angles partial maxima sums os out ns as_ fetched delta routed",
     "*fp64": "controls",
     "*i64": "choice found counts masses state winners token best_at slot_of slots hits ids "
     "rows_of expert_of codes_at scales_at xq",
@@ -27,7 +27,7 @@ TYPES = {
     "arrived",
     "*i16": "oq aq nq",
     "*fp16": "scales",
-    "*bf16": "norm",
+    "*bf16": "norm normed",
     "*i8": "on_cpu",
     "*u8": "seen",
     "i32": "num_tokens layer_idx num_slots num_rows num_experts num_out num_inputs code_stride "
@@ -65,6 +65,10 @@ KERNELS = {
     "bf16 tiles": (tiles.tiles_kernel, {"BITS": 16, **TILES}),
     "route": (decode.route_kernel, {"ASKS": False, **ROUTE}),
     "route and ask": (decode.route_kernel, {"ASKS": True, **ROUTE}),
+    "add and norm": (
+        chunk_kernels.add_norm_kernel,
+        {"HIDDEN": 2560, "PADDED": 4096, "NUM_DELTAS": 8, "ROUTED": True},
+    ),
     "route rows": (chunk_kernels.route_rows_kernel, {"ASKS": False, **ROWS}),
     "route and send rows": (chunk_kernels.route_rows_kernel, {"ASKS": True, **ROWS}),
     "begin": (sampling.begin_kernel, {"ROWS": 16}),

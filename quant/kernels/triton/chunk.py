@@ -70,6 +70,7 @@ class PrefillChunk:
         self.state = new(4, dtype=torch.int64)
         self._x = new(tokens, hidden, dtype=torch.float32)
         self._normed = new(tokens, hidden)
+        self._routed = new(tokens, hidden, dtype=torch.float32)  # as normed, for the router
         self._qkv, self._q = new(tokens, heads + 2 * kv), new(tokens, heads)
         self._attended, self._delta = new(tokens, heads), new(tokens, hidden)
         self._act = new(max(tokens * chosen * sizes.expert_width, tokens * sizes.intermediate_size))
@@ -95,7 +96,7 @@ class PrefillChunk:
             last = layer_idx + 1 == len(step._layers)
             norm = step._final_norm if last else step._layers[layer_idx + 1].input_norm
             self._attend(num_tokens, layer_idx, layer)
-            self._norm(num_tokens, layer.post_norm, self._delta, 1)
+            self._norm(num_tokens, layer.post_norm, self._delta, 1, routed=layer.mlp is None)
             if layer.mlp is not None:
                 self._run_mlp(num_tokens, layer.mlp)
                 self._norm(num_tokens, norm, self._delta, 1)
@@ -133,12 +134,21 @@ class PrefillChunk:
             event.record(self._ahead)
         return event
 
-    def _norm(self, num_tokens: int, norm: Tensor, delta: Tensor | None, num_deltas: int) -> None:
+    def _norm(
+        self,
+        num_tokens: int,
+        norm: Tensor,
+        delta: Tensor | None,
+        num_deltas: int,
+        *,
+        routed: bool = False,
+    ) -> None:
         sizes = self._step.sizes
         add_norm_kernel[(num_tokens,)](
-            self._x, self._x if delta is None else delta, norm, self._normed, sizes.rms_norm_eps,
-            HIDDEN=sizes.hidden_size, PADDED=triton.next_power_of_2(sizes.hidden_size),
-            NUM_DELTAS=num_deltas, num_warps=8,
+            self._x, self._x if delta is None else delta, norm, self._normed, self._routed,
+            sizes.rms_norm_eps, HIDDEN=sizes.hidden_size,
+            PADDED=triton.next_power_of_2(sizes.hidden_size), NUM_DELTAS=num_deltas,
+            ROUTED=routed, num_warps=8,
         )  # fmt: skip
 
     def _matmul(self, x: Tensor, weight: QuantTensor, out: Tensor, gated: bool = False) -> None:
@@ -193,7 +203,7 @@ class PrefillChunk:
         chosen = sizes.num_experts_per_tok + sizes.num_shared_experts
         num_slots = sizes.num_experts + sizes.num_shared_experts
         num_pairs = num_tokens * chosen
-        logits = F.linear(self._normed[:num_tokens].float(), router)
+        logits = F.linear(self._routed[:num_tokens], router)
         self._fill.zero_()
         padded = triton.next_power_of_2(num_slots)
         route_rows_kernel[(num_tokens,)](

@@ -13,10 +13,13 @@ from quant.kernels.triton.tiles import multiply, pointer_at
 
 @triton.jit
 def add_norm_kernel(
-    x, delta, norm, normed, eps,
-    HIDDEN: tl.constexpr, PADDED: tl.constexpr, NUM_DELTAS: tl.constexpr,
+    x, delta, norm, normed, routed, eps,
+    HIDDEN: tl.constexpr, PADDED: tl.constexpr, NUM_DELTAS: tl.constexpr, ROUTED: tl.constexpr,
 ):  # fmt: skip
-    """A token's row: add NUM_DELTAS rows to the float32 residual stream, then norm it to bf16."""
+    """A token's row: add NUM_DELTAS rows to the float32 residual stream, then norm it to bf16.
+
+    ROUTED: the router is next, for which it is stored in float32 as well.
+    """
     row = tl.program_id(0)
     k = tl.arange(0, PADDED)
     ok = k < HIDDEN
@@ -28,7 +31,10 @@ def add_norm_kernel(
         tl.store(x + row * HIDDEN + k, value, mask=ok)
     scale = 1.0 / tl.sqrt(tl.sum(value * value) / HIDDEN + eps)
     weight = tl.load(norm + k, mask=ok, other=0.0).to(tl.float32)
-    tl.store(normed + row * HIDDEN + k, (value * scale * weight).to(tl.bfloat16), mask=ok)
+    value *= scale * weight
+    tl.store(normed + row * HIDDEN + k, value.to(tl.bfloat16), mask=ok)
+    if ROUTED:
+        tl.store(routed + row * HIDDEN + k, value, mask=ok)
 
 
 @triton.jit
