@@ -3,14 +3,15 @@
     python -m tests.bench.gpu_mini [--quant nf4 int8 bf16] [--limit 6]
 
 Where a text parts from the reference's, a margin says by how much its logits preferred their own
-token to ours. Perplexity is over held-out text, by the kernels of prompts, and its change has a
-standard error: near-ties of experts, which any rounding decides, make most of it.
+token to ours. Perplexity is over held-out text, against the reference kernels in float32, and its
+change has a standard error: near-ties of experts, which any rounding decides, make most of it.
 """
 
 import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,13 +52,22 @@ def disagreement(engine: Engine, ids: list[int], found: list[int]) -> float | No
     return next((loss for loss in lost if loss > 0), None)
 
 
-def losses(engine: Engine, documents: list[str]) -> Tensor:
-    """Cross entropies of all tokens of all documents but each first; float64."""
+def losses(engine: Engine, documents: list[str], *, by_step: bool = False) -> Tensor:
+    """Cross entropies of all tokens of all documents but each first; float64.
+
+    By the captured step one token after the other, else layer by layer as all logits need, where
+    the residual stream is of the engine's dtype.
+    """
     found = []
+    decoder = engine.decoder
     for document in documents:
         ids = engine.prompts.tokenizer.encode(document)
-        kv_cache = engine.decoder.new_kv_cache(len(ids))
-        logits = engine.decoder.forward(ids[:-1], kv_cache, all_logits=True)
+        kv_cache = decoder.new_kv_cache(len(ids))
+        if by_step:
+            rows = [decoder.forward([token_id], kv_cache).clone() for token_id in ids[:-1]]
+            logits = torch.cat(rows)
+        else:
+            logits = decoder.forward(ids[:-1], kv_cache, all_logits=True)
         logits = logits[:, : engine.prompts.tokenizer.num_tokens].double()
         target = torch.tensor(ids[1:], device=logits.device)
         found.append(torch.nn.functional.cross_entropy(logits, target, reduction="none"))
@@ -65,47 +75,62 @@ def losses(engine: Engine, documents: list[str]) -> Tensor:
 
 
 def compared(mine: Tensor, reference: Tensor) -> dict[str, float]:
-    """Perplexities, and the change in percent with its standard error."""
+    """Perplexity, and by how many percent it is another one, with the standard error."""
     difference = mine - reference
     error = float(difference.std()) / len(difference) ** 0.5
     return {
         "tokens": len(mine),
-        "triton": round(float(mine.mean().exp()), 3),
-        "reference": round(float(reference.mean().exp()), 3),
+        "perplexity": round(float(mine.mean().exp()), 3),
         "percent": round(100 * math.expm1(float(difference.mean())), 3),
         "error": round(100 * error, 3),
     }
 
 
+def replies(mine: Engine, reference: Engine, limit: int) -> tuple[list[float], int]:
+    """Margins of the greedy replies that part from the reference's, and how many there are."""
+    stop_ids = mine._stop_ids
+    margins, total = [], 0
+    for name in eval_names():
+        for row in load_eval(name)[:limit]:
+            prompt = render_prompt(row["messages"], row["tools"], row["thinking"])  # type: ignore[arg-type]
+            ids = mine.prompts.tokenizer.encode(prompt)
+            total += 1
+            lost = disagreement(reference, ids, greedy(mine, ids, stop_ids))
+            if lost is not None:
+                margins.append(round(lost, 3))
+    return margins, total
+
+
+def report(**row: object) -> None:
+    """One JSON object."""
+    sys.stdout.write(json.dumps(row) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
-    """Print one JSON object a format, and one a difference."""
+    """Print JSON objects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quant", nargs="*", default=["nf4", "int8", "bf16"])
     parser.add_argument("--limit", type=int, default=6)
+    parser.add_argument("--device", default="cuda", help="cpu only shows that this program works")
     parser.add_argument("--lines", type=int, default=0, help="of held-out text; 0: all")
     args = parser.parse_args()
+    documents = heldout_documents(num_lines=args.lines)
     for quant in args.quant:
-        mine, reference = (
-            load_engine(LoadOptions(quant=quant, kernels=kernels, device="cuda", copy=False))
-            for kernels in ("triton", "reference")
-        )
-        stop_ids = mine._stop_ids
-        total = same = 0
-        margins = []
-        for name in eval_names():
-            for row in load_eval(name)[: args.limit]:
-                prompt = render_prompt(row["messages"], row["tools"], row["thinking"])  # type: ignore[arg-type]
-                ids = mine.prompts.tokenizer.encode(prompt)
-                total += 1
-                lost = disagreement(reference, ids, greedy(mine, ids, stop_ids))
-                same += lost is None
-                if lost is not None:
-                    margins.append(round(lost, 3))
-        documents = heldout_documents(num_lines=args.lines)
-        values = compared(losses(mine, documents), losses(reference, documents))
-        row = {"quant": quant, "prompts": total, "same": same, "margins": sorted(margins), **values}
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
+        options = LoadOptions(quant=quant, device=args.device, copy=False)
+        mine = load_engine(replace(options, kernels="native" if args.device == "cpu" else "triton"))
+        reference = load_engine(replace(options, kernels="reference"))
+        margins, total = replies(mine, reference, args.limit)
+        report(quant=quant, prompts=total, same=total - len(margins), margins=sorted(margins))
+        exact = load_engine(replace(options, kernels="reference", dtype="float32"))
+        base = losses(exact, documents)
+        report(quant=quant, kernels="reference in float32", **compared(base, base))
+        for name, found in (
+            ("the step", losses(mine, documents, by_step=True)),
+            ("layer by layer", losses(mine, documents)),
+            ("reference", losses(reference, documents)),
+        ):
+            report(quant=quant, kernels=name, **compared(found, base))
 
 
 if __name__ == "__main__":
