@@ -108,10 +108,10 @@ def test_the_doctor_does_not_claim_to_have_kept_what_it_could_not(
     assert "cannot keep the measured speeds" in err
     assert "kept for starts" not in out
     assert "not kept: starts and plans will measure again" in out
-    # No budget that reads the disk, of which nothing is known, is promised a speed.
+    # No budget that reads the disk, of which nothing is known, is promised a speed. Whether there
+    # is one depends on what this process holds already.
     lines = [line for line in out.splitlines() if "--cpu-memory" in line]
     assert [("not known" in line) for line in lines] == [("disk" in line) for line in lines]
-    assert any("disk" in line for line in lines)
 
 
 def test_experts_that_the_doctor_measured_are_not_measured_by_the_next_start():
