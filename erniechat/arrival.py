@@ -33,7 +33,9 @@ def arrival_events(
 
 def has_arrived(decoder: Decoder, is_stopped: Callable[[], bool]) -> bool:
     """Wait as `arrival_events` does, where nobody is told."""
-    while not decoder.wait(POLL_SECONDS):
-        if is_stopped():
-            return False
-    return True
+    events = arrival_events(decoder, is_stopped)
+    try:
+        while True:
+            next(events)
+    except StopIteration as end:
+        return bool(end.value)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from typing import Any
 
 KEPT_NBYTES = 64 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -16,7 +17,7 @@ def keep_freed_memory() -> bool:
     5 MB: each operation on them would then touch new pages, 2 µs each, longer than it computes.
     Other allocators, and users who have set theirs, are left alone.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    mallopt = _function("mallopt")
     if mallopt is None or any(name in os.environ for name in _THEIRS):
         return False
     trims = mallopt(_M_TRIM_THRESHOLD, KEPT_NBYTES)
@@ -25,6 +26,11 @@ def keep_freed_memory() -> bool:
 
 def give_back_freed_memory() -> None:
     """Give the system what glibc's malloc has kept, where it is that one."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _function(name: str) -> Any:
+    """A function of the C library; None where it has none of that name."""
+    return getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.disk_assembly import Residency, cached_experts
-from erniechat.model.expert_slots import ExpertSlots, expert_of, expert_slots
+from erniechat.model.expert_slots import ExpertSlots, expert_of
 from erniechat.model.lent_memory import LentMemory
 from erniechat.model.machine_costs import BUCKETS, NUM_MEASURED, row_shares, sharing_costs
 from quant.copy import WeightSource
@@ -20,7 +20,7 @@ from quant.experts.host_pool import HostPool
 from quant.experts.lending import SlotLender
 from quant.experts.moves import NUM_AT_ONCE
 from quant.experts.placement import ExpertKey
-from quant.experts.pool import ExpertPool, PooledExpertStore
+from quant.experts.pool import NO_SLOT, ExpertPool, PooledExpertStore
 from quant.experts.sharing import cpu_shares
 from quant.experts.tail import ExpertTail
 from quant.experts.tiered import TieredExpertStore
@@ -95,6 +95,8 @@ def slots_for(
 ) -> ExpertSlots:
     """Memory on a GPU for the experts that live there, and for a cache if that is behind them.
 
+    Shared experts have the first slots, then come those that stay free, then all others.
+
     Args:
         config: The model's shape; it has layers with experts.
         weights: Every weight by its name.
@@ -103,15 +105,24 @@ def slots_for(
         places: Who lives elsewhere.
         dtype: Of the KV cache.
     """
-    return expert_slots(
-        config,
-        weights,
+    elsewhere = {*places.ram, *places.disk}
+    num_free = free_slots(places.num_staged) if places.has_tiers else 0
+    num_shared_slots = num_shared * len(config.moe_layers)
+    num_slots = num_shared_slots + config.num_experts * len(config.moe_layers) - len(elsewhere)
+    pool = ExpertPool(
+        expert_of(weights, config.moe_layers[0], 0),
+        num_slots + num_free,
         device,
-        num_shared,
-        {*places.ram, *places.disk},
-        free_slots(places.num_staged) if places.has_tiers else 0,
         math.prod(cache_shape(config)) * config.head_dim * dtype.itemsize * places.cache_tokens,
     )
+    shared = iter(range(num_shared_slots))
+    routed = iter(range(num_shared_slots + num_free, num_slots + num_free))
+    slots = {}
+    for layer_idx in config.moe_layers:
+        keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in range(config.num_experts)]
+        slots[layer_idx] = [NO_SLOT if key in elsewhere else next(routed) for key in keys]
+        slots[layer_idx] += [next(shared) for _ in range(num_shared)]
+    return ExpertSlots(pool, slots, num_shared)
 
 
 def cache_shape(config: ModelConfig) -> tuple[int, int, int]:

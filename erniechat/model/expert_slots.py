@@ -1,16 +1,12 @@
 """Who is to be in which slot of a GPU's pool, and bringing everybody there."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from erniechat.model.config import ModelConfig
 from erniechat.model.family import routed_name
 from quant.copy import WeightSource
 from quant.errors import QuantError
-from quant.experts.placement import ExpertKey
 from quant.experts.pool import NO_SLOT, ExpertPool, split_gated
 from quant.kernels.base import ExpertWeights
 from quant.tensor import QuantTensor
@@ -85,41 +81,3 @@ def _shared_of(weights: WeightSource, layer_idx: int, num_shared: int) -> list[E
     if not isinstance(gate_up, QuantTensor) or not isinstance(down, QuantTensor):
         raise QuantError("a shared expert is not quantized; delete the quantized copy")
     return split_gated(gate_up, down, num_shared)
-
-
-def expert_slots(
-    config: ModelConfig,
-    weights: WeightSource,
-    device: torch.device,
-    num_shared: int,
-    elsewhere: Collection[ExpertKey] = (),
-    num_free: int = 0,
-    tail_nbytes: int = 0,
-) -> ExpertSlots:
-    """Memory for every expert of the GPU; shared ones, then free slots, then all others.
-
-    Args:
-        config: The model's shape; it has layers with experts.
-        weights: Every weight by its name.
-        device: The GPU.
-        num_shared: Shared experts of a layer that the store runs too.
-        elsewhere: Experts that get no slot.
-        num_free: Slots that stay free.
-        tail_nbytes: See `ExpertPool`.
-    """
-    num_shared_slots = num_shared * len(config.moe_layers)
-    num_slots = num_shared_slots + config.num_experts * len(config.moe_layers) - len(elsewhere)
-    pool = ExpertPool(
-        expert_of(weights, config.moe_layers[0], 0),
-        num_slots + num_free,
-        device,
-        tail_nbytes,
-    )
-    shared = iter(range(num_shared_slots))
-    routed = iter(range(num_shared_slots + num_free, num_slots + num_free))
-    slots = {}
-    for layer_idx in config.moe_layers:
-        keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in range(config.num_experts)]
-        slots[layer_idx] = [NO_SLOT if key in elsewhere else next(routed) for key in keys]
-        slots[layer_idx] += [next(shared) for _ in range(num_shared)]
-    return ExpertSlots(pool, slots, num_shared)

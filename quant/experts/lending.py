@@ -1,6 +1,6 @@
 """Slots at the end of a GPU's pool, lent to a KV cache: the coldest experts leave, and return."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quant.errors import QuantError
@@ -125,11 +125,7 @@ class SlotLender:
             )
         places = store.host.take(len(leaving) - num_far)
         moves = zip(leaving, [NO_SLOT] * num_far + places, strict=True)
-        try:
-            store.carry_all([*moves, *departure.moving])
-        except BaseException:  # Ctrl-C too: who has left by then is where it went
-            store.host.give_back(set(places) - self._slots(store.pinned))
-            raise
+        self._carry([*moves, *departure.moving], places)
         store.where.num_usable = num_kept
         self._share_rows()
         return len(departure.leaving)
@@ -147,14 +143,10 @@ class SlotLender:
         store.moves.finish()
         store.where.num_usable = max(store.num_usable, min(num_usable, store.num_slots))
         free = store.where.free_slots()[store.where.num_spare :]
-        hits = self._known_hits()
         away = store.pinned if store.tail is None else store.pinned | store.tail.keys
-        coming = sorted(away, key=lambda key: (-hits(key), key))[: len(free)]
+        coming = self._most_used(away, len(free))
         left = self._slots(store.pinned.intersection(coming))
-        try:
-            store.carry_all(list(zip(coming, free, strict=False)))
-        finally:
-            store.host.give_back(left - self._slots(store.pinned))
+        self._carry(list(zip(coming, free, strict=False)), left)
         self._empty_tail()
         self._tidy()
         self._share_rows()
@@ -168,10 +160,7 @@ class SlotLender:
             if (place := store.host.trade(store.slot(key))) is not None:
                 moves.append((key, place))
         touched = {slot for key, place in moves for slot in (store.slot(key), place)}
-        try:
-            store.carry_all(moves)
-        finally:
-            store.host.give_back(touched - self._slots(store.pinned))
+        self._carry(moves, touched)
         for slot in store.where.free_hosted():
             if store.host.trade(slot) is not None:
                 store.host.give_back([slot])
@@ -181,13 +170,24 @@ class SlotLender:
         store = self._store
         if store.tail is None or not store.host.num_free:
             return
-        hits = self._known_hits()
-        coming = sorted(store.tail.keys, key=lambda key: (-hits(key), key))[: store.host.num_free]
+        coming = self._most_used(store.tail.keys, store.host.num_free)
         places = store.host.take(len(coming))
+        self._carry(list(zip(coming, places, strict=True)), places)
+
+    def _carry(self, moves: Sequence[tuple[ExpertKey, int]], places: Collection[int]) -> None:
+        """Carry experts, and give back those of these pinned places that nobody is in then.
+
+        Also if it fails or by Ctrl-C: who has moved by then is where it went.
+        """
+        store = self._store
         try:
-            store.carry_all(list(zip(coming, places, strict=True)))
+            store.carry_all(moves)
         finally:
             store.host.give_back(set(places) - self._slots(store.pinned))
+
+    def _most_used(self, keys: Iterable[ExpertKey], count: int) -> list[ExpertKey]:
+        hits = self._known_hits()
+        return sorted(keys, key=lambda key: (-hits(key), key))[:count]
 
     @property
     def _num_places(self) -> int:
