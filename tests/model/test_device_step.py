@@ -63,7 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch):
     device = Device(cache)
     captured = CapturedStep(device.step, None, CPU)
     monkeypatch.setattr(device_step, "capture", lambda launch, keep, where: device)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda where: None)
+    monkeypatch.setattr(device_step, "sleep_until_done", lambda where: None)
     return captured, device, cache
 
 

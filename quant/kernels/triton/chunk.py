@@ -101,9 +101,7 @@ class PrefillChunk:
                 self._run_mlp(num_tokens, layer.mlp)
                 self._norm(num_tokens, norm, self._delta, 1)
             else:
-                if arrived is not None:
-                    torch.cuda.current_stream(self.state.device).wait_event(arrived)
-                self._run_experts(num_tokens, layer_idx, layer)
+                self._run_experts(num_tokens, layer_idx, layer, arrived)
                 chosen = sizes.num_experts_per_tok + sizes.num_shared_experts
                 self._norm(num_tokens, norm, self._pairs, chosen)
         final = self._normed.index_select(0, self.state[3:4] - 1)
@@ -193,7 +191,10 @@ class PrefillChunk:
         self._matmul(self._normed[:num_tokens], gate_up, act, gated=True)
         self._matmul(act, down, self._delta)
 
-    def _run_experts(self, num_tokens: int, layer_idx: int, layer: StepLayer) -> None:
+    def _run_experts(
+        self, num_tokens: int, layer_idx: int, layer: StepLayer, arrived: torch.cuda.Event | None
+    ) -> None:
+        """The layer's experts; those of the CPU are asked for before the staged ones are here."""
         step, sizes = self._step, self._step.sizes
         if layer.router is None or step._experts is None:
             raise ValueError(f"layer {layer_idx} has no experts")
@@ -228,6 +229,8 @@ class PrefillChunk:
             self._chosen, self._ranks, self._fill, rows, expert_of, num_pairs, num_tiles,
             NUM_SLOTS=num_slots, PADDED=padded, ROW_TILE=row_tile, BLOCK=PLACE_BLOCK, num_warps=4,
         )  # fmt: skip
+        if arrived is not None:
+            torch.cuda.current_stream(self.state.device).wait_event(arrived)
         grid = (triton.cdiv(sizes.expert_width, up_options["BN"]), num_tiles)
         tiles_kernel[grid](
             self._normed, rows, expert_of, gate_up_at[0], gate_up_at[1], self._shares, self._act,
