@@ -6,6 +6,7 @@ k = 8t … 8t+7 of row r, code 8t+j in its nibble j. ``absmax`` is float16 ``[N/
 N is out_features, K in_features.
 """
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -186,10 +187,28 @@ class Codebook4:
         return (values * absmax[..., None]).view(tensor.shape).to(dtype)
 
     def random(self, shape: tuple[int, int], generator: torch.Generator) -> QuantTensor:
-        """Uniform codes; the scale gives them a standard deviation of 0.02."""
+        """Nearly uniform codes; the scale gives them a standard deviation of 0.02.
+
+        Their mean is 0. Weights with a mean push all tokens the same way: after a few layers all
+        would choose the same experts.
+        """
         specs = self.part_specs(shape)
-        codes = torch.empty(specs["codes"].shape, dtype=torch.int32)
-        codes.view(torch.int64).random_(-(2**63), None, generator=generator)  # all 64 bits
-        absmax = 0.02 / float(self.codebook.square().mean().sqrt())
-        parts = {"codes": codes, "absmax": torch.full(specs["absmax"].shape, absmax).half()}
-        return QuantTensor(self.name, self.layout, shape, parts)
+        words, deviation = self._random_words
+        num_pieces = specs["codes"].nbytes // (8 * words.shape[1])
+        pieces = torch.randint(len(words), (num_pieces,), generator=generator)
+        codes = words[pieces].view(torch.int32).view(specs["codes"].shape)
+        absmax = torch.full(specs["absmax"].shape, 0.02 / deviation).half()
+        return QuantTensor(self.name, self.layout, shape, {"codes": codes, "absmax": absmax})
+
+    @functools.cached_property
+    def _random_words(self) -> tuple[Tensor, float]:
+        """Packed codes in pieces of 32 bytes, int64 ``[16384, 4]``, and their deviation."""
+        tilt = torch.zeros(())
+        for _ in range(8):  # Newton's steps to the exponent that makes the mean 0
+            chances = torch.softmax(-tilt * self.codebook, 0)
+            square = chances @ self.codebook.square()
+            tilt = tilt + chances @ self.codebook / square
+        generator = torch.Generator().manual_seed(0)
+        codes = torch.multinomial(chances, 1 << 20, replacement=True, generator=generator)
+        packed = codes[::2] | codes[1::2] << 4
+        return packed.to(torch.uint8).view(torch.int64).view(-1, 4), float(square.sqrt())

@@ -17,6 +17,8 @@ from tests.bench.gpu_step import SHAPE_21B
 TYPES = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 # What a block's scale must be for weights with a standard deviation of 0.02.
 SCALES = {"q4_0": 0.02 / 4.6, "q8_0": 0.02 / 74}
+# Symmetric: with a mean, all tokens soon have the same state, and choose the same few experts.
+CODES = {"q4_0": (1, 16), "q8_0": (-127, 128)}
 FILE_TYPES = {"q4_0": 2, "q8_0": 7}
 
 
@@ -27,7 +29,10 @@ class RandomGguf:
         self.writer = gguf.GGUFWriter(str(path), "ernie4_5-moe")
         self._kind = kind
         self._generator = np.random.default_rng(0)
-        self._pool = self._generator.integers(0, 256, size=1 << 26, dtype=np.uint8)
+        codes = self._generator.integers(*CODES[kind], size=1 << 26, dtype=np.int8)
+        self._pool = codes.view(np.uint8)
+        if kind == "q4_0":  # two codes a byte
+            self._pool = self._pool[::2] | self._pool[1::2] << 4
 
     def quantized(self, name: str, *shape: int) -> None:
         block, nbytes = gguf.GGML_QUANT_SIZES[TYPES[self._kind]]

@@ -235,7 +235,7 @@ def test_random_has_a_standard_deviation_of_a_fiftieth_and_follows_its_generator
     tensor = found.random(shape, generator(1))
     values = found.dequantize(tensor, torch.float32)
     assert values.std().item() == pytest.approx(0.02, rel=0.03)
-    assert abs(values.mean().item()) < 0.002
+    assert abs(values.mean().item()) < 0.0002  # or all tokens soon choose the same experts
     again, other = found.random(shape, generator(1)), found.random(shape, generator(2))
     for part, codes in tensor.parts.items():
         assert torch.equal(codes, again.parts[part])
