@@ -75,7 +75,7 @@ def run_bench(load: LoadOptions, bench: BenchOptions, report: Callable[[str], No
     for run in range(bench.runs + 1):
         report(f"run {run} of {bench.runs}" if run else "warming up")
         counted = reads if run else reads.anew()  # the first is not counted
-        runs.append(_run(decoder, bench, counted))
+        runs.append(timed_run(decoder, bench, counted))
         _adapt(adapter, len(runs), bench)
     return _result(load, bench, decoder, quant, weights_nbytes, load_seconds, runs[1:], reads)
 
@@ -85,9 +85,9 @@ def _once(
 ) -> dict[str, float]:
     """One run of a model that is loaded for it, after one that is not counted."""
     decoder, _, _, adapter, reads = _model(load, bench, report, machine)
-    _run(decoder, bench, reads.anew())
+    timed_run(decoder, bench)
     _adapt(adapter, 1, bench)
-    found = _run(decoder, bench, reads) | {"hit_rate": reads.hit_rate}
+    found = timed_run(decoder, bench, reads) | {"hit_rate": reads.hit_rate}
     if isinstance(decoder.experts, TieredExpertStore):
         decoder.experts.close()
     del decoder, adapter
@@ -155,8 +155,16 @@ def _model(
     return decoder, quant, weights.nbytes, None, decode_reads(memory, figures)
 
 
-def _run(decoder: Decoder, bench: BenchOptions, reads: DecodeReads) -> dict[str, float]:
-    """One prompt and its answer: tokens a second, and seconds to the first token."""
+def timed_run(
+    decoder: Decoder, bench: BenchOptions, reads: DecodeReads | None = None
+) -> dict[str, float]:
+    """One prompt and its answer: tokens a second, and seconds to the first token.
+
+    Args:
+        decoder: The model.
+        bench: How many tokens each has.
+        reads: Told what the answer read.
+    """
     generator = torch.Generator().manual_seed(SEED)
     vocab_size = decoder.config.vocab_size
     ids = torch.randint(0, vocab_size, (bench.prompt_tokens,), generator=generator).tolist()
@@ -174,7 +182,8 @@ def _run(decoder: Decoder, bench: BenchOptions, reads: DecodeReads) -> dict[str,
     for _ in reply:
         pass
     decoded = time.perf_counter()
-    reads.add(before, decoder.experts.uses, bench.new_tokens, decoded - first)
+    if reads is not None:
+        reads.add(before, decoder.experts.uses, bench.new_tokens, decoded - first)
     return {
         "prefill": bench.prompt_tokens / (prefilled - began),
         "decode": bench.new_tokens / (decoded - first),

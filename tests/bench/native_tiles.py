@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from erniechat.bench import _run
+from erniechat.bench import timed_run
 from erniechat.model.assembly import assemble
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder
@@ -103,7 +103,7 @@ def measure(quant: str, args: argparse.Namespace) -> None:
         runs: dict[str, list[dict[str, float]]] = {path: [] for path in found}
         for idx in range(args.rounds + 1):  # the first is not counted
             for path, decoder in found.items():
-                run = _run(decoder, bench)
+                run = timed_run(decoder, bench)
                 runs[path] += [run] if idx else []
         medians = {
             stage: {path: statistics.median(r[stage] for r in runs[path]) for path in found}
