@@ -65,7 +65,7 @@ def draw(source: Path, target: Path) -> None:
     """A picture of decode speeds, from the lines of `measure`."""
     rows = [json.loads(line) for line in source.read_text().splitlines() if "engine" in line]
     width, height, left, bottom, top = 720, 420, 64, 52, 24
-    most = 800.0
+    most = 900.0
 
     def x(gigabytes: float) -> float:
         return left + gigabytes / 14 * (width - left - 20)
