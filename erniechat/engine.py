@@ -42,7 +42,8 @@ class Engine:
         prompts: Its template and tokenizer.
         stop_ids: Tokens that end a reply.
         weights_nbytes: Bytes of the weights.
-        on_close: Called once by `close`, to keep the routing counts.
+        on_turn: Called after each turn's end was told, to keep the routing counts.
+        on_close: Called once by `close`, likewise.
         adapter: Moves experts between turns and now and then within a long one.
         kept_caches: Where what was read of saved conversations is kept; None keeps nothing.
         memory_left: Bytes that an asked-for budget leaves for a longer context; None for what
@@ -59,6 +60,7 @@ class Engine:
         *,
         stop_ids: frozenset[int],
         weights_nbytes: int,
+        on_turn: Callable[["Engine"], None] | None = None,
         on_close: Callable[["Engine"], None] | None = None,
         adapter: ExpertAdapter | None = None,
         kept_caches: KeptCaches | None = None,
@@ -72,6 +74,7 @@ class Engine:
         self.num_tokens_seen = 0  # tokens computed since the start, for the routing profile
         self._stop_ids = stop_ids
         self._weights_nbytes = weights_nbytes
+        self._on_turn = on_turn
         self._on_close = on_close
         self._adapter = adapter
         self._memory_left = memory_left
@@ -295,6 +298,8 @@ class Engine:
             self.reads.add(before, self.decoder.experts.uses, tokens, seconds)
         yield turn.end(seed, guides)
         self._adapt()
+        if self._on_turn is not None:
+            self._on_turn(self)
 
     def _adapt(self) -> None:
         """Let experts that have become hot come to the GPU."""

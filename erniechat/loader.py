@@ -24,7 +24,7 @@ from erniechat.model_text import read_generation_values, read_prompt_tools
 from erniechat.options import LoadOptions
 from erniechat.placing import check_memory, earlier_use, residency_of
 from erniechat.planning import Plan, copy_folder, make_plan, open_checkpoint
-from erniechat.profiles import keep_profile
+from erniechat.profiles import ProfileKeeper
 from erniechat.prompts import PromptTools
 from erniechat.resolve import locate
 from erniechat.sizes import MAX_NBYTES, size_nbytes
@@ -120,6 +120,7 @@ def load_engine(
         kv_nbytes_per_token=plan.config.kv_nbytes_per_token * decoder.dtype.itemsize // 2,
         planned_context=memory.context_length if decoder.cache_memory else 0,
     )
+    keeper = ProfileKeeper(plan.fingerprint, warn)
     return Engine(
         info,
         decoder,
@@ -128,7 +129,8 @@ def load_engine(
             prompts.tokenizer, prompts.template, checkpoint.config, generation_config
         ),
         weights_nbytes=weights.nbytes,
-        on_close=lambda engine: keep_profile(engine, plan.fingerprint, warn),
+        on_turn=keeper.turn_ended,
+        on_close=keeper.close,
         kept_caches=_kept_caches(plan, options, warn),
         adapter=_adapter(decoder, plan, options, warn),
         memory_left=_memory_left(memory),

@@ -1,11 +1,15 @@
 """Routing profiles of models: where they are kept, what they say, and what a chat adds to them."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from torch import Tensor
 
 from erniechat.engine import Engine
 from erniechat.errors import ErnieChatError, UsageError
@@ -17,6 +21,7 @@ from quant.errors import QuantError
 from quant.experts.profile import RoutingProfile, add_to_profile, load_profile, profile_path
 
 Warn = Callable[[str], None]
+PAUSE_SECONDS = 1e-4  # of the thread that writes, between layers: enough for another to wake up
 
 
 def profile_folder() -> Path:
@@ -38,26 +43,85 @@ def known_profile(model_key: str, warn: Warn) -> RoutingProfile | None:
         return None
 
 
-def session_profile(engine: Engine, model_key: str) -> RoutingProfile | None:
-    """What this process has routed; None without experts or tokens."""
-    counts = engine.decoder.experts.counts
-    layers: Mapping[int, tuple[float, ...]] = {
-        i: tuple(counts[i].tolist()) for i in engine.decoder.config.moe_layers
-    }
-    if not layers or not engine.num_tokens_seen:
-        return None
-    return RoutingProfile(model_key, engine.num_tokens_seen, layers)
+class ProfileKeeper:
+    """Adds what a process routes to its model's profile: after each turn, and the rest at the end.
+
+    A turn's end waits for no disk: it takes the counts, and a thread writes. What was written once
+    is not counted again, and what could not be is written with the next turn's, or at the end.
+
+    Args:
+        model_key: The checkpoint's fingerprint.
+        warn: Told at the end, in one line, why counts are lost.
+    """
+
+    def __init__(self, model_key: str, warn: Warn) -> None:
+        self._model_key = model_key
+        self._warn = warn
+        self._kept = _Routed(0, None)
+        self._writer: threading.Thread | None = None
+
+    def turn_ended(self, engine: Engine) -> None:
+        """Begin to write what was routed since the last time; the next turn's, if that goes on."""
+        if self._writer is not None and self._writer.is_alive():
+            return
+        now, path = _routed(engine), profile_path(profile_folder(), self._model_key)
+
+        def pause() -> None:
+            time.sleep(PAUSE_SECONDS)
+
+        def write() -> None:
+            pause()
+            with suppress(QuantError):  # tried again later; the end tells
+                self._add(path, now, pause)
+
+        writer = threading.Thread(target=write, name="profile-writer", daemon=True)
+        with suppress(RuntimeError):  # the system gives no thread: written at the end
+            writer.start()
+            self._writer = writer
+
+    def close(self, engine: Engine) -> None:
+        """Write what is not written yet."""
+        if self._writer is not None:
+            self._writer.join()
+        try:
+            self._add(profile_path(profile_folder(), self._model_key), _routed(engine))
+        except QuantError as exc:
+            self._warn(str(exc))
+
+    def _add(self, path: Path, now: "_Routed", pause: Callable[[], None] = lambda: None) -> None:
+        news = now.since(self._kept, self._model_key)
+        if news is not None:
+            add_to_profile(path, news, pause=pause)
+            self._kept = now
 
 
-def keep_profile(engine: Engine, model_key: str, warn: Warn) -> None:
-    """Add the routing counts of this process to the model's profile."""
-    session = session_profile(engine, model_key)
-    if session is None:
-        return
-    try:
-        add_to_profile(profile_path(profile_folder(), model_key), session)
-    except QuantError as exc:
-        warn(str(exc))
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """What a process has routed since its start.
+
+    Attributes:
+        num_tokens: Tokens computed.
+        counts: int64 ``[num_layers, num_experts]``; None before the first token.
+        layers: Those with routed experts.
+    """
+
+    num_tokens: int
+    counts: Tensor | None
+    layers: Sequence[int] = ()
+
+    def since(self, before: "_Routed", model_key: str) -> RoutingProfile | None:
+        """What came after before; None if no token did, or there are no routed experts."""
+        num_tokens = self.num_tokens - before.num_tokens
+        if self.counts is None or not self.layers or num_tokens <= 0:
+            return None
+        news = self.counts if before.counts is None else self.counts - before.counts
+        rows = {i: tuple(news[i].tolist()) for i in self.layers}
+        return RoutingProfile(model_key, num_tokens, rows)
+
+
+def _routed(engine: Engine) -> _Routed:
+    layers = tuple(engine.decoder.config.moe_layers)
+    return _Routed(engine.num_tokens_seen, engine.decoder.experts.counts.clone(), layers)
 
 
 def _model(options: LoadOptions) -> tuple[str, ModelConfig]:

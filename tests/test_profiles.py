@@ -2,19 +2,29 @@
 
 import io
 import json
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from erniechat import calibration, profiles
 from erniechat.calibration import PROMPTS, calibrate
+from erniechat.chat.conversation import Message
 from erniechat.cli import main
+from erniechat.engine import Engine
 from erniechat.errors import ErnieChatError, UsageError
-from erniechat.options import LoadOptions
+from erniechat.loader import load_engine
+from erniechat.options import LoadOptions, SamplingOptions
 from erniechat.ui.profile_page import profile_page
-from tests.engines import load_mini
+from quant.errors import QuantError
+from quant.experts.profile import RoutingProfile, load_profile, profile_path
+from tests.engines import last, load_mini
+from tests.ui.screen_of import TerminalRun
 
+SHORT = SamplingOptions(temperature=0, max_tokens=6)
 FACTS = {"model": "m", "num_tokens": 1234.0, "counts": {"1": [8.0, 0, 0, 0], "2": [1.0, 1, 1, 1]}}
 
 
@@ -120,3 +130,97 @@ def test_unknown_actions_are_refused(
     assert main(["profile", "export"]) == 2
     assert main(["profile", "paint"]) == 2
     assert "erniechat profile" in printed(capsys, "profile", "--help")
+
+
+def on_disk() -> RoutingProfile | None:
+    key = profiles.facts(LoadOptions())["revision"]
+    return load_profile(profile_path(profiles.profile_folder(), key), key)
+
+
+def reply(engine: Engine) -> tuple[int, int]:
+    """A short reply: tokens counted, and experts that it chose."""
+    before, chosen = engine.num_tokens_seen, int(engine.decoder.experts.counts.sum())
+    asked = [Message("user", "What is 17 + 25?")]
+    assert last(list(engine.stream_reply(asked, SHORT))).usage.thinking == 6
+    tokens = engine.num_tokens_seen - before
+    return tokens, int(engine.decoder.experts.counts.sum()) - chosen
+
+
+def test_a_killed_chat_has_kept_what_its_turns_routed(home: Path):
+    command = [sys.executable, "-m", "erniechat", "--4bit", "--temperature", "0"]
+    kept = home / "XDG_STATE_HOME"
+    with TerminalRun(command) as run:
+        run.wait(r"(?m)^›")
+        run.send("What is 17 + 25?\r")
+        run.wait("17 . 25 = 42")
+        run.wait(lambda: any(kept.rglob("*.json")))  # nothing but the turn's end writes it
+        os.kill(run.child.pid, signal.SIGKILL)
+        assert run.end() == 128 + signal.SIGKILL
+    found = on_disk()
+    assert found is not None
+    assert found.num_tokens > 10
+    computed = found.num_tokens - 1  # the reply's last token is not read
+    assert [sum(row) for row in found.counts.values()] == [4 * computed] * 7
+
+
+class Held:
+    """Stands for `add_to_profile`: notes tokens and choices that are added, or fails."""
+
+    def __init__(self) -> None:
+        self.added: list[tuple[float, float]] = []
+        self.fails = False
+
+    def __call__(self, path: Path, news: RoutingProfile, **pause: object) -> None:
+        if self.fails:
+            raise QuantError("no space; this chat's counts are lost")
+        self.added.append((news.num_tokens, sum(map(sum, news.counts.values()))))
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    held = Held()
+    monkeypatch.setattr(profiles, "add_to_profile", held)
+    return held
+
+
+def wait_for_writer() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "profile-writer":
+            thread.join()
+
+
+def test_each_turn_is_added_once(held: Held):
+    engine = load_mini("nf4")
+    replies = []
+    for _ in range(2):
+        replies.append(reply(engine))
+        wait_for_writer()
+    assert held.added == replies
+    engine.close()
+    assert held.added == replies
+
+
+def test_turns_that_could_not_be_added_come_with_the_next(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+):
+    warnings: list[str] = []
+    engine = load_engine(LoadOptions(quant="nf4"), warn=warnings.append)
+    held.fails = True
+    replies = [reply(engine)]
+    wait_for_writer()
+    held.fails = False
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        replies.append(reply(engine))
+    assert (held.added, warnings) == ([], [])
+    replies.append(reply(engine))
+    wait_for_writer()
+    assert held.added == [tuple(map(sum, zip(*replies, strict=True)))]
+    held.fails = True
+    reply(engine)
+    engine.close()
+    assert warnings == ["no space; this chat's counts are lost"]
+
+
+def no_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

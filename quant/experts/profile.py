@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,12 @@ VERSION = 1
 HALF_LIFE_TOKENS = 131_072
 LOCK_TIMEOUT_SECONDS = 5.0
 MAX_COUNT = 1e15  # beyond it a file is damaged; floats count exactly up to 9e15
+
+Pause = Callable[[], None]
+
+
+def _go_on() -> None:
+    """Do not pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,13 @@ def profile_path(folder: Path, model_key: str) -> Path:
     return folder / f"{readable}-{digest}.json"
 
 
-def load_profile(path: Path, model_key: str) -> RoutingProfile | None:
+def load_profile(path: Path, model_key: str, pause: Pause = _go_on) -> RoutingProfile | None:
     """Read a profile; None if there is no file.
+
+    Args:
+        path: Its file.
+        model_key: The model that it must be of.
+        pause: Called after each layer.
 
     Raises:
         QuantError: If the file cannot be read, is damaged, or is of another model or version.
@@ -69,7 +80,7 @@ def load_profile(path: Path, model_key: str) -> RoutingProfile | None:
         fields = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise _damaged(path, "it is no JSON") from exc
-    return _parse(path, fields, model_key)
+    return _parse(path, fields, model_key, pause)
 
 
 def merge_profiles(
@@ -101,11 +112,21 @@ def merge_profiles(
 
 
 def add_to_profile(
-    path: Path, session: RoutingProfile, half_life_tokens: int = HALF_LIFE_TOKENS
+    path: Path,
+    session: RoutingProfile,
+    half_life_tokens: int = HALF_LIFE_TOKENS,
+    pause: Pause = _go_on,
 ) -> RoutingProfile:
     """Merge the counts of one session into the file, or start it. Returns what is there now.
 
     The file is read again under the lock, so nothing is lost to a process that wrote meanwhile.
+
+    Args:
+        path: The file; its folder is made.
+        session: What is new.
+        half_life_tokens: See `merge_profiles`.
+        pause: Called between layers: on a thread beside others, it lets them have Python's lock,
+            which this would keep for milliseconds.
 
     Raises:
         QuantError: If the folder cannot be written, another process keeps the lock, or the file
@@ -114,9 +135,9 @@ def add_to_profile(
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path.with_name(path.name + ".lock")):
-            old = load_profile(path, session.model_key)
+            old = load_profile(path, session.model_key, pause)
             merged = session if old is None else merge_profiles(old, session, half_life_tokens)
-            _write(path, merged)
+            _write(path, merged, pause)
     except OSError as exc:
         raise QuantError(
             f"cannot write the routing profile {path}: {exc.strerror}; this chat's counts are lost"
@@ -138,7 +159,7 @@ def _damaged(path: Path, why: str) -> QuantError:
     return QuantError(f"the routing profile {path} is damaged ({why}); delete it to start anew")
 
 
-def _parse(path: Path, fields: object, model_key: str) -> RoutingProfile:
+def _parse(path: Path, fields: object, model_key: str, pause: Pause) -> RoutingProfile:
     if not isinstance(fields, dict) or fields.get("kind") != KIND:
         raise QuantError(f"{path} is no routing profile; move it away, a new one is then started")
     version = fields.get("version")
@@ -157,6 +178,7 @@ def _parse(path: Path, fields: object, model_key: str) -> RoutingProfile:
         raise _damaged(path, "num_tokens or counts is missing or wrong")
     counts = {}
     for name, layer_counts in layers.items():
+        pause()
         if not (name.isdecimal() and isinstance(layer_counts, list)):
             raise _damaged(path, f'"{name}" is no layer with a list of counts')
         if not all(_is_count(count) for count in layer_counts):
@@ -171,9 +193,9 @@ def _is_count(value: object) -> TypeGuard[float]:
     return 0 <= value <= MAX_COUNT  # NaN fails too
 
 
-def _write(path: Path, profile: RoutingProfile) -> None:
+def _write(path: Path, profile: RoutingProfile, pause: Pause) -> None:
     """Write beside the file and rename, so that a crash leaves the old file or the new one."""
-    text = _format(profile)
+    text = _format(profile, pause)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:  # mkstemp made it 0600
@@ -185,14 +207,15 @@ def _write(path: Path, profile: RoutingProfile) -> None:
         with suppress(OSError):
             os.unlink(name)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    with suppress(OSError):  # the counts are in the file: added again they would count twice
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself
+        finally:
+            os.close(folder)
 
 
-def _format(profile: RoutingProfile) -> str:
+def _format(profile: RoutingProfile, pause: Pause) -> str:
     """JSON with one line a layer, to be looked at."""
     head = {
         "kind": KIND,
@@ -200,10 +223,11 @@ def _format(profile: RoutingProfile) -> str:
         "model": profile.model_key,
         "num_tokens": round(profile.num_tokens, 3),
     }
-    layers = [
-        f'    "{layer_idx}": {json.dumps([round(count, 3) for count in profile.counts[layer_idx]])}'
-        for layer_idx in sorted(profile.counts)
-    ]
+    layers = []
+    for layer_idx in sorted(profile.counts):
+        pause()
+        counts = [round(count, 3) for count in profile.counts[layer_idx]]
+        layers.append(f'    "{layer_idx}": {json.dumps(counts)}')
     opening = json.dumps(head, indent=2, allow_nan=False).removesuffix("\n}")
     return opening + ',\n  "counts": {\n' + ",\n".join(layers) + "\n  }\n}\n"
 

@@ -210,6 +210,21 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_litter(path, monkeypat
     assert len(list(path.parent.iterdir())) == 2
 
 
+def test_counts_in_the_file_are_not_told_as_lost(path, monkeypatch):
+    """Whoever adds them again would count them twice: so with a folder that cannot be synced."""
+    fsync, calls = os.fsync, []
+
+    def fail_on_folders(handle):
+        calls.append(handle)
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_on_folders)
+    assert add_to_profile(path, SESSION) == load_profile(path, MODEL) == SESSION
+    assert len(calls) == 2
+
+
 def test_a_folder_that_cannot_be_made_or_read_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(QuantError, match="cannot write the routing profile"):
