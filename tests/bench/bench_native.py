@@ -1,8 +1,10 @@
 """Speed of the native kernels against a plain read of memory, bitsandbytes and torch in bf16.
 
+    python -m tests.bench.bench_native [--rounds 7]
+
 Each row alternates all contestants for some rounds and prints the best of each, since other work
-on the machine only ever slows one down. Usage: ``python tests/bench/bench_native.py [--rounds 7]``.
-On a machine with other work, ``--cpu-time`` measures one thread by the time that it had the core.
+on the machine only ever slows one down. On a machine with other work, ``--cpu-time`` measures one
+thread by the time that it had the core.
 """
 
 import argparse
@@ -160,7 +162,7 @@ def bench_bnb(rounds: int, clock: Clock) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--only", default="", help="decode, prefill, experts or bnb")

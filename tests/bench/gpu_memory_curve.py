@@ -117,6 +117,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.draw:
         draw(Path(args.draw[0]), Path(args.draw[1]))
+    elif not (args.llama_bench and args.gguf):  # or its part would fail after all of ours
+        parser.error("measuring needs --llama-bench and --gguf")
     else:
         measure(args.llama_bench, args.gguf)
 

@@ -7,8 +7,8 @@ llama-bench is built from llama.cpp's source, which the ``llama-cpp-python`` sou
     cmake -B build -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native && \
         cmake --build build --target llama-bench
 
-and the GGUF file comes from tests/bench/random_gguf.py: q4_0 for nf4, q8_0 for int8. Prints medians
-of the runs and their ratios.
+and the GGUF file by ``python -m tests.bench.random_gguf``: q4_0 for nf4, q8_0 for int8. Prints
+medians of the runs and their ratios.
 """
 
 import argparse

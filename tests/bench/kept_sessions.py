@@ -21,7 +21,7 @@ from tests.engines import load_mini
 
 def main() -> None:
     """Print a row for each length."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4000])
     parser.add_argument("--runs", type=int, default=5)
     asked = parser.parse_args()

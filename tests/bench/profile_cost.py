@@ -1,10 +1,13 @@
-"""What keeping the routing counts takes at a turn's end: ``python -m tests.bench.profile_cost``.
+"""What keeping the routing counts takes at a turn's end.
+
+    python -m tests.bench.profile_cost
 
 Counts of the 21B model's shape. A thread writes them; told is what the turn itself waits for, how
 long the writing takes, and the longest gap that a thread sees which does nothing but look at the
 clock, as the one that shows the prompt might, beside the longest without a writer.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -34,6 +37,7 @@ def longest_gap(seconds: float) -> float:
 
 def main() -> None:
     """Print medians and the worst of some turns, in ms."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(NUM_LAYERS, NUM_EXPERTS, dtype=torch.int64)
     config = SimpleNamespace(moe_layers=range(1, NUM_LAYERS))

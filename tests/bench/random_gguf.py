@@ -6,7 +6,7 @@ It serves speed and memory comparisons only: the text that such a model produces
 Needs the ``gguf`` package.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import gguf
@@ -122,6 +122,14 @@ def write(path: Path, kind: str, config: ModelConfig) -> None:
     model.writer.close()
 
 
+def main() -> None:
+    """Write the file that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="12 GB, with q8_0 23")
+    parser.add_argument("kind", nargs="?", choices=list(TYPES), default="q4_0")
+    args = parser.parse_args()
+    write(args.out, args.kind, FAMILIES["ernie4_5_moe"].parse_config({}))
+
+
 if __name__ == "__main__":
-    kind = sys.argv[2] if len(sys.argv) > 2 else "q4_0"
-    write(Path(sys.argv[1]), kind, FAMILIES["ernie4_5_moe"].parse_config({}))
+    main()

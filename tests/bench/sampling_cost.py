@@ -1,8 +1,11 @@
-"""What choosing a token on the CPU takes: ``python -m tests.bench.sampling_cost``.
+"""What choosing a token on the CPU takes.
+
+    python -m tests.bench.sampling_cost
 
 Logits are like a model's over ERNIE's vocabulary: 50 that stand out of 101,304.
 """
 
+import argparse
 import statistics
 import time
 
@@ -23,6 +26,7 @@ SAMPLERS = (
 
 def main() -> None:
     """Print milliseconds a token, the median of 25."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     keep_freed_memory()  # as the command line does
     generator = torch.Generator().manual_seed(0)
     logits = torch.empty(NUM_TOKENS).normal_(0, 2, generator=generator)
