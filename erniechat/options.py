@@ -15,6 +15,7 @@ from erniechat.errors import UsageError
 from erniechat.option import Option, plain_type, setting
 
 MAX_THREADS = 1024  # more than any machine has cores; tens of thousands cannot be started
+MAX_FACTOR = 5.0  # of logits; what is used lies below 2, and 08 or 11 is a dot forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,11 @@ class SamplingOptions:
     """How tokens are chosen. None means: what the checkpoint's generation_config says."""
 
     temperature: float | None = setting(
-        None, "randomness; 0 always takes the likeliest token", low=0.0, live=True
+        None,
+        "randomness; 0 always takes the likeliest token",
+        low=0.0,
+        high=MAX_FACTOR,
+        live=True,
     )
     top_k: int | None = setting(None, "choose among the K likeliest; 0 is off", low=0, live=True)
     top_p: float | None = setting(
@@ -115,7 +120,11 @@ class SamplingOptions:
         live=True,
     )
     repetition_penalty: float | None = setting(
-        None, "above 1: tokens already seen are less likely", above=0.0, live=True
+        None,
+        "above 1: tokens already seen are less likely",
+        above=0.0,
+        high=MAX_FACTOR,
+        live=True,
     )
     max_tokens: int | None = setting(
         None, "most tokens of a reply; default: what the context holds", low=1, live=True

@@ -15,9 +15,11 @@ def test_every_setting_has_one_name_for_flag_variable_and_set():
 @pytest.mark.parametrize(
     ("name", "text", "rule"),
     [
-        ("temperature", "hot", "a number at least 0"),
-        ("temperature", "-1", "a number at least 0"),
-        ("temperature", "nan", "a number at least 0"),
+        ("temperature", "hot", "a number at least 0 and at most 5"),
+        ("temperature", "-1", "a number at least 0 and at most 5"),
+        ("temperature", "nan", "a number at least 0 and at most 5"),
+        ("temperature", "3000", "a number at least 0 and at most 5"),
+        ("repetition_penalty", "11", "a number above 0 and at most 5"),
         ("top_p", "0", "a number above 0 and at most 1"),
         ("top_k", "1.5", "a whole number at least 0"),
         ("thoughts", "some", "one of auto, full, summary, none"),

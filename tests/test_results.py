@@ -67,7 +67,7 @@ def test_calls_are_printed_one_object_a_line_after_the_text(tmp_path: Path):
     [
         ("bug", (), 1, "internal error: ValueError: shapes differ (ERNIECHAT_DEBUG=1 shows where)"),
         ("plain", ("--temperature", "hot"), 2,
-         'error: --temperature must be a number at least 0, got "hot"'),
+         'error: --temperature must be a number at least 0 and at most 5, got "hot"'),
         ("plain", ("--temprature", "1"), 2,
          "error: unknown option --temprature. Did you mean --temperature? (erniechat --help)"),
         ("plain", ("-m", "missing"), 3, 'error: no model "missing" on the hub; check the name'),

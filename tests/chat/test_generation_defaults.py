@@ -44,7 +44,7 @@ def test_sampling_defaults(config, expected):
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"temperature": -1.0}, "--temperature must be a number at least 0, got"),
+        ({"temperature": -1.0}, "--temperature must be a number at least 0 and at most 5, got"),
         ({"top_p": 2}, "--top-p must be"),
         ({"top_k": "many"}, 'top_k must be a number, got "many"'),
         ({"min_p": True}, 'min_p must be a number, got "True"'),

@@ -108,7 +108,12 @@ def test_raw_text_is_continued() -> None:
         (["-m", "no/such", "--offline", "-p", "x"], b"", 3, "offline"),
         (["--temprature", "1", "-p", "x"], b"", 2, "--temperature"),
         (["--temp", "1", "-p", "x"], b"", 2, "--temperature"),
-        (["--temperature", "hot", "-p", "x"], b"", 2, 'a number at least 0, got "hot"'),
+        (
+            ["--temperature", "hot", "-p", "x"],
+            b"",
+            2,
+            'a number at least 0 and at most 5, got "hot"',
+        ),
         (["--4bit", "--8bit", "-p", "x"], b"", 2, "--8bit"),
         (["-p", ""], b"", 2, "empty"),
         ([], b"", 2, "empty"),

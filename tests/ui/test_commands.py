@@ -44,6 +44,8 @@ def test_set_changes_what_the_next_turn_uses(keys: PipeInput):
     [
         ("/set temprature 1", 'error: no setting "temprature"; did you mean temperature?'),
         ("/set top_p 7", "error: top_p must be a number above 0 and at most 1,"),
+        ("/set temperature 08", "error: temperature must be a number at least 0 and at most"),
+        ("/retry temperature=08", "error: temperature must be a number at least 0 and at most"),
         ("/set ctx 5", "error: ctx is set when the program starts; erniechat --ctx …"),
         ("/think maybe", 'error: /think takes auto, on, off, got "maybe"'),
         ("/undo x", 'error: /undo takes a number of exchanges, got "x"'),

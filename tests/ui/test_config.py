@@ -66,6 +66,10 @@ def test_the_nearest_source_wins_and_is_named(config: Path):
         ("seed = \n", r"config\.toml is not TOML: .*at line 1, column 8"),
         ("\nseed = 'x'\n", r'config\.toml, line 2: seed must be a whole number at least 0.*"x"'),
         ("top_p = 7\n", r'config\.toml, line 1: top_p must be a number above 0.*got "7\.0"'),
+        (
+            "temperature = 8\n",
+            r'line 1: temperature must be .* at least 0 and at most 5, got "8\.0"',
+        ),
         ("plain = 1\n", r"config\.toml, line 1: plain must be true or false"),
         ("seed = true\n", r"config\.toml, line 1: seed must be a whole number"),
         ("quant = 'int3'\n", r"config\.toml, line 1: quant must be one of auto"),
@@ -77,6 +81,17 @@ def test_a_wrong_file_is_named_with_its_line(config: Path, text: str, error: str
     config.write_text(text)
     with pytest.raises(UsageError, match=error):
         config_layer()
+
+
+def test_a_value_beyond_its_limits_is_refused_from_every_source(config: Path):
+    rule = "must be a number at least 0 and at most 5, got"
+    (config.parent / "presets" / "p.toml").write_text("temperature = 3000\n")
+    with pytest.raises(UsageError, match=rule):
+        preset_layer("p")
+    with pytest.raises(UsageError, match=f'ERNIECHAT_TEMPERATURE {rule} "3e3"'):
+        environment_layer({"ERNIECHAT_TEMPERATURE": "3e3"})
+    with pytest.raises(UsageError, match=f'--temperature {rule} "3000"'):
+        parse_arguments(["--temperature", "3000"])
 
 
 def test_an_unknown_key_is_a_warning_with_the_nearest(config: Path):
