@@ -16,7 +16,7 @@ from erniechat.chat.session_file import SessionFile
 from erniechat.errors import UsageError
 from erniechat.ui.arguments import chat_parser, parse_arguments
 from erniechat.ui.commands import COMMANDS
-from erniechat.ui.helpers import info_page, sessions_page
+from erniechat.ui.helpers import columns, info_page, sessions_page
 from tests.test_cli import ROOT, command, run
 
 
@@ -115,6 +115,27 @@ def test_a_session_is_shown_with_its_system_prompt(tmp_path: Path, monkeypatch: 
     (fact,) = json.loads(sessions_page("ls", "", as_json=True))
     assert (fact["id"], fact["turns"], fact["tokens"]) == (session.id, 1, 0)
     assert datetime.fromisoformat(fact["date"]).tzinfo is not None
+
+
+def test_numbers_stand_at_the_right_and_wide_characters_take_two_columns():
+    rows = [("id", "turns", "begins"), ("1121-a", "2", "Hi"), ("苹果", "1,204", "Bye")]
+    assert columns(rows, right=(1,)).splitlines() == [
+        "id      turns  begins",
+        "1121-a      2  Hi",
+        "苹果    1,204  Bye",
+    ]
+
+
+def test_the_numbers_of_sessions_stand_at_the_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    session = SessionFile(lambda text: None, {})
+    session.add_message(Message("user", "Hi"))
+    session.close()
+    header, row = sessions_page("ls", "", as_json=False).splitlines()
+    for name in ("turns", "written"):
+        assert row[header.index(name) + len(name) - 1] in "01"
 
 
 def test_the_man_page_has_every_flag_and_the_exit_statuses():

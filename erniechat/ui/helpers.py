@@ -1,7 +1,7 @@
 """The commands that need no model: sessions, config, cache, info; each returns its page."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from erniechat.chat.conversation import Message
@@ -12,7 +12,7 @@ from erniechat.options import OPTIONS, SamplingOptions
 from erniechat.ui.config import config_path, project_path
 from erniechat.ui.session_commands import session_facts, session_rows
 from erniechat.ui.settings import Settings
-from erniechat.ui.text import gib, visible
+from erniechat.ui.text import display_width, gib, visible
 
 # What holds where a setting has no value; that of sampling is the model's.
 _UNSET = {
@@ -29,16 +29,26 @@ _UNSET = {
 Facts = Callable[[], dict[str, dict[str, str]]]
 
 
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as lines, the columns two blanks apart."""
+def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows as lines, the columns two blanks apart.
+
+    Args:
+        rows: Of one length each.
+        right: Columns of numbers, at the right.
+    """
     if not rows:
         return ""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return visible("\n".join(lines)) + "\n"
+    cells = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        blanks = [" " * (width - display_width(c)) for c, width in zip(row, widths, strict=True)]
+        padded = (
+            blank + cell if number in right else cell + blank
+            for number, (cell, blank) in enumerate(zip(row, blanks, strict=True))
+        )
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def sessions_page(action: str, name: str, *, as_json: bool) -> str:
@@ -61,7 +71,7 @@ def sessions_page(action: str, name: str, *, as_json: bool) -> str:
         return json.dumps(session_facts()) + "\n"
     rows = session_rows()
     names = ("id", "date", "turns", "written", "begins")
-    return columns([names, *rows]) if rows else "no saved conversations\n"
+    return columns([names, *rows], right=(2, 3)) if rows else "no saved conversations\n"
 
 
 def config_page(action: str, settings: Settings, *, as_json: bool) -> str:
@@ -105,8 +115,8 @@ def cache_page(kept: Sequence[dict[str, Any]], *, as_json: bool) -> str:
         rows.append(("in all", "", "", gib(sum(file["nbytes"] for file in kept))))
     outdated = sum(file["nbytes"] for file in kept if file["state"] == "outdated")
     if not outdated:
-        return columns(rows)
-    return columns(rows) + (
+        return columns(rows, right=(3,))
+    return columns(rows, right=(3,)) + (
         "outdated: made by another version of this program, and used by no start; "
         f"erniechat cache rm NAME frees {gib(outdated)}\n"
     )
