@@ -77,6 +77,7 @@ class Session:
     _file: SessionFile | None = None
     _parts_written: tuple[int, int] = (0, 0)
     _num_context_tokens: int | None = None
+    _thinking: list[tuple[Message, int]] = field(default_factory=list)  # answers, tokens
 
     @property
     def thoughts_mode(self) -> str:
@@ -176,8 +177,17 @@ class Session:
                 self._file.keep(len(self.messages), "continue")
         if not self.raw:
             answer = Message("assistant", text, thoughts.strip() or None, tuple(record.calls))
+            self._thinking.append((answer, self._num_thoughts(part) + record.num_thoughts))
             self._add(answer, record.end)
         self.touch()
+
+    @property
+    def num_dropped_thoughts(self) -> int:
+        """Tokens of the last answer's thoughts, which the next prompt has not; 0 if unknown."""
+        return self._num_thoughts(self.messages[-1]) if self.messages else 0
+
+    def _num_thoughts(self, answer: Message | None) -> int:
+        return next((num for known, num in self._thinking if known is answer), 0)
 
     def _add(self, message: Message, end: TurnEnd | None = None) -> None:
         self.messages.append(message)

@@ -135,9 +135,8 @@ def toolbar_text(session: Session, width: int, typed: str = "") -> str:
     """
     info, memory = session.backend.info, session.backend.memory()
     context = f"ctx {short_count(session.num_context_tokens)}/{short_count(info.context_length)}"
-    end = session.last.end if session.last else None
-    if end is not None and end.usage.thinking and session.messages:
-        dropped = f" ({short_count(end.usage.thinking)} thoughts not kept)"
+    if thoughts := session.num_dropped_thoughts:
+        dropped = f" ({short_count(thoughts)} thoughts not kept)"
         context += dropped if len(context + dropped) < width else ""
     parts = [context]
     if "@" in typed and (

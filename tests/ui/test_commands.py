@@ -13,6 +13,8 @@ from erniechat.ui.stats import toolbar_text
 from tests.fakes import INFO, thinking, words
 from tests.ui.test_repl import Chat
 
+CLEAR = "\x03"  # empties the prompt
+
 
 def test_settings_show_value_default_and_source(keys: PipeInput):
     out = Chat(keys, [], temperature=0.3).type("/set")
@@ -145,6 +147,22 @@ def test_the_toolbar_counts_exactly_and_drops_from_the_right(keys: PipeInput):
     )
     assert toolbar_text(chat.session, 50) == "ctx 12/4.1k (3 thoughts not kept) · ram 2.0 GiB"
     assert toolbar_text(chat.session, 20) == "ctx 12/4.1k"
+
+
+def test_the_thoughts_not_kept_are_those_of_the_answer_that_is_the_last_now(keys: PipeInput):
+    chat = Chat(keys, [[*thinking("a b c"), *words("One.")], [*thinking("d"), *words("Two.")]])
+    seen = []
+    for lines in (("Q",), ("R",), ("/undo", CLEAR + "/fork"), ("/undo", CLEAR)):
+        chat.session.exit_status = None
+        chat.type(*lines)
+        seen.append(toolbar_text(chat.session, 80).split(" · ")[0].partition(" (")[2])
+    assert seen == ["3 thoughts not kept)", "1 thoughts not kept)", "3 thoughts not kept)", ""]
+
+
+def test_an_answer_that_was_gone_on_with_keeps_the_count_of_its_thoughts(keys: PipeInput):
+    chat = Chat(keys, [[*thinking("a b c"), *words("One.")], words("more")])
+    chat.type("Q", "/continue")
+    assert "(3 thoughts not kept)" in toolbar_text(chat.session, 80)
 
 
 def test_a_narrow_stats_page_keeps_the_names_of_its_rows(keys: PipeInput):
