@@ -49,7 +49,7 @@ def announce(
     if notice is None:
         return
     if not terminal.quiet:
-        terminal.write_error("".join(f"{visible(line)}\n" for line in notice.lines))
+        terminal.write_error("".join(f"{terminal.wrap(visible(line))}\n" for line in notice.lines))
     if notice.problem is not None:
         raise notice.problem
     if yes or notice.download_nbytes < ASK_NBYTES:

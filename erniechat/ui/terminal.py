@@ -10,6 +10,7 @@ from erniechat.errors import ErnieChatError
 from erniechat.options import DisplayOptions
 from erniechat.ui.log import Log
 from erniechat.ui.text import ascii_only, clip, one_line, visible
+from erniechat.ui.wrap import wrap_words
 
 DIM, RED, RESET = "\x1b[2m", "\x1b[1;31m", "\x1b[0m"
 REDRAW_SECONDS = 0.1
@@ -65,7 +66,7 @@ class Terminal:
     def error(self, text: str) -> None:
         """A line about what went wrong, always."""
         label = f"{RED}error:{RESET}" if self.stderr_color else "error:"
-        self._say(f"{label} {one_line(text)}")
+        self._say(f"error: {one_line(text)}", label)
 
     def line(self, text: str) -> None:
         """A line on stderr as it is, control characters made visible, unless --quiet."""
@@ -77,11 +78,16 @@ class Terminal:
         self.live.wipe()
         self.write_error(f"{DIM}{text}{RESET}" if self.stderr_color else text)
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, label: str = "") -> None:
         if not self.log.to_stderr:
             self.log.write(line)
         self.live.wipe()
-        self.write_error(line + "\n")
+        shown = self.wrap(line)
+        self.write_error(f"{label}{shown.removeprefix('error:') if label else shown}\n")
+
+    def wrap(self, line: str) -> str:
+        """A line for stderr, broken between words where that is a terminal too narrow for it."""
+        return wrap_words(line, columns(self.stderr)) if self.stderr_is_tty else line
 
     def wipe_echo(self) -> None:
         """Take away the ^C that a terminal shows, so that what comes next begins a line."""

@@ -7,6 +7,16 @@ from erniechat.ui.text import char_width, display_width
 TAB = 4
 
 
+def wrap_words(text: str, width: int) -> str:
+    """The text with line breaks between words where it is wider than width columns.
+
+    A word that is wider than that is cut; the last column stays empty.
+    """
+    pieces: list[str] = []
+    StreamWrap(pieces.append, lambda: width).feed(text)
+    return "\n".join(line.rstrip(" ") for line in "".join(pieces).split("\n"))
+
+
 class StreamWrap:
     """Writes pieces of text at once and moves a word that grows too long to the next line.
 

@@ -138,3 +138,13 @@ def test_what_does_not_fit_is_told_after_the_plan_and_not_asked_about() -> None:
     problem = DiskLimitError("too large", "free 3 GB")
     with pytest.raises(DiskLimitError, match="too large"):
         ask(StartNotice(("plan",), 10 * GB, 1, {}, problem), "y\n")
+
+
+def test_a_line_of_the_plan_breaks_between_words_on_a_terminal_and_not_elsewhere() -> None:
+    line = "disk   download 43.7 GB + copy 11.7 GB at most, 212 GB free at /home/a/.cache/b   ok"
+    plan = StartNotice((line,), 10, 1, {})
+    assert ask(plan) == [
+        "disk   download 43.7 GB + copy 11.7 GB at most, 212 GB free at /home/a/.cache/b",
+        "ok",
+    ]
+    assert ask(plan, tty=False) == [line]

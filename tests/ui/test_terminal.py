@@ -301,3 +301,15 @@ def test_what_is_typed_while_a_command_works_is_sent_by_its_enter(tmp_path: Path
         run.wait(r"› Hello\n\nThe answer is 42\.")
         run.send("\x04")
         assert run.end() == 0
+
+
+@pytest.mark.parametrize(("width", "chat"), [(40, True), (20, True), (40, False)])
+def test_the_lines_before_the_prompt_and_errors_break_between_words(width: int, chat: bool):
+    words = () if chat else ("-p", "hi")
+    with erniechat("missing", "-m", "missing", *words, width=width, ERNIECHAT_X="1") as run:
+        assert run.end() == 3
+    assert " ".join(run.lines) == (
+        "warning: unknown environment variable ERNIECHAT_X; ignored "
+        'error: no model "missing" on the hub; check the name'
+    )
+    assert all(len(line) < width for line in run.lines)
