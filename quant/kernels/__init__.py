@@ -39,8 +39,7 @@ BACKENDS: Mapping[str, Callable[[], KernelBackend]] = {
 PREFERENCE = ("triton", "native", "torch", "bnb")
 
 # Bytes a weight, at most, that a product holds beside its operands where it unpacks the whole
-# matrix: measured with 1 and 512 rows, activations in bfloat16 and in float32. Backends and formats
-# that are not here read packed weights.
+# matrix: measured with 1 and 512 rows, activations in bfloat16 and in float32.
 _UNPACKED = {
     ("reference", "nf4"): (17.5, 17.5),
     ("reference", "fp4"): (17.5, 17.5),
@@ -52,6 +51,7 @@ _UNPACKED = {
     ("torch", "int8"): (2.5, 4.5),
     ("torch", "bf16"): (0.5, 4.5),
 }
+_READ_PACKED = ("native", "triton")  # these hold nothing beside the operands
 
 # What a process comes to hold for the libraries behind a backend: bitsandbytes itself, and the code
 # that oneDNN makes for each number of rows. Measured on mini: 103 to 143 MiB, bnb 230.
@@ -73,9 +73,13 @@ def unpacked_nbytes(
         format_name: Of the matrix.
         num_weights: Of the matrix.
         dtype: Of the activations.
+
+    Raises:
+        KeyError: If that was not measured, or a plan would count it as nothing.
     """
-    each = _UNPACKED.get((backend, format_name), (0.0, 0.0))
-    return int(num_weights * each[dtype == torch.float32])
+    if backend in _READ_PACKED:
+        return 0
+    return int(num_weights * _UNPACKED[backend, format_name][dtype == torch.float32])
 
 
 def set_num_threads(num_threads: int) -> None:

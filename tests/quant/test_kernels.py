@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quant.errors import QuantError
 from quant.formats import FORMATS
-from quant.kernels import BACKENDS, PREFERENCE, ExpertWeights, backend_for
+from quant.kernels import BACKENDS, PREFERENCE, ExpertWeights, backend_for, unpacked_nbytes
 from quant.tensor import QuantTensor
 
 # Relative Frobenius errors.
@@ -277,6 +277,14 @@ def test_the_reference_serves_every_format_and_auto_never_takes_it(format_name):
     cpu = torch.device("cpu")
     assert backend_for(format_name, cpu, "reference").name == "reference"
     assert backend_for(format_name, cpu).name != "reference"
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("backend_name", BACKENDS)
+def test_what_a_product_unpacks_is_known_of_all_that_is_served(backend_name, format_name):
+    if BACKENDS[backend_name]().why_not(format_name, torch.device("cpu")):
+        pytest.skip("it does not serve that")
+    assert unpacked_nbytes(backend_name, format_name, 1000) >= 0  # KeyError: it was not measured
 
 
 def test_an_unknown_backend_is_refused_with_the_names_that_there_are():
