@@ -48,7 +48,7 @@ class Session:
         saving: Whether the conversation is kept on disk.
         environ: The environment, for the editor and the clipboard.
         messages: All that was said; the newest of the summaries is read in place of the first.
-        last: The newest reply, kept for /thoughts and /stats.
+        last: The newest reply, until it is undone: for /stats; its text is in `last_reply`, too.
         attached: Files that the next message brings along.
         file_prices: What the files named in the prompt cost, for the toolbar.
         draft: Text that the next prompt starts with.
@@ -172,6 +172,7 @@ class Session:
         thoughts, text = record.thoughts, record.text
         if part is not None:
             thoughts, text = (part.thoughts or "") + thoughts, part.content + text
+            self.last = replace(record, thoughts=thoughts, text=text)
             self.summaries = summaries_of(self.summaries, len(self.messages))
             if self._file:
                 self._file.keep(len(self.messages), "continue")
@@ -180,6 +181,16 @@ class Session:
             self._thinking.append((answer, self._num_thoughts(part) + record.num_thoughts))
             self._add(answer, record.end)
         self.touch()
+
+    @property
+    def last_reply(self) -> ReplyRecord:
+        """The newest reply's thoughts and text; without one here, those of the last message."""
+        if self.last is not None:
+            return self.last
+        message = self.messages[-1] if self.messages else None
+        if message is None or message.role != "assistant":
+            return ReplyRecord()
+        return ReplyRecord(thoughts=message.thoughts or "", text=message.content)
 
     @property
     def num_dropped_thoughts(self) -> int:
@@ -221,16 +232,19 @@ class Session:
 
     def take_back(self, record: ReplyRecord, turn: Turn) -> None:
         """Forget a message that was not answered; the next prompt starts with it."""
-        self.last = record if record.thoughts else self.last
         if record.end is not None:
             self.totals.add(record.end)
         is_asked = turn.part is None and turn.text is not None and not self.raw
+        last = record if record.thoughts else self.last
         if is_asked and self.messages and self.messages[-1].role == "user":
             self.truncate(len(self.messages) - 1, "unanswered")
+        self.last = last
         self.give_back(turn)
 
     def truncate(self, num_messages: int, why: str) -> None:
         """Keep only the first messages; the file keeps the others too."""
+        if num_messages < len(self.messages):
+            self.last = None
         del self.messages[num_messages:]
         self.summaries = summaries_of(self.summaries, num_messages)
         if self._file:

@@ -78,19 +78,21 @@ def thoughts_command(session: Session, argument: str) -> None:
         session.settings.set("thoughts", mode, "/thoughts")
         session.screen.note(f"thoughts {mode}")
         return
-    record = session.last
-    if record is None or not record.thoughts.strip():
+    record = session.last_reply
+    if not record.thoughts.strip():
         session.screen.line("the last answer has no thoughts")
         return
-    show_thoughts(session.screen, record, session.backend.count_tokens(record.thoughts))
+    num_tokens = record.num_thoughts or session.backend.count_tokens(record.thoughts)
+    show_thoughts(session.screen, record, num_tokens)
 
 
 def raw_command(session: Session, argument: str) -> None:
     """Show the last answer as the model wrote it."""
-    if session.last is None or not session.last.text.strip():
+    text = session.last_reply.text
+    if not text.strip():
         session.screen.line("there is no answer yet")
         return
-    session.screen.raw(trimmed(session.last.text, session.raw))
+    session.screen.raw(trimmed(text, session.raw))
 
 
 def set_command(session: Session, argument: str) -> None:

@@ -159,6 +159,31 @@ def test_the_thoughts_not_kept_are_those_of_the_answer_that_is_the_last_now(keys
     assert seen == ["3 thoughts not kept)", "1 thoughts not kept)", "3 thoughts not kept)", ""]
 
 
+def test_thoughts_and_raw_show_the_answer_that_is_the_last_now(keys: PipeInput):
+    scripts = [[*thinking("Hm one."), *words("**One**")], [*thinking("Hm two."), *words("Two")]]
+    chat = Chat(keys, scripts)
+    chat.type("Q", "R")
+
+    def shown(*lines: str) -> list[str]:
+        chat.session.exit_status, start = None, chat.out.tell()
+        chat.type(*lines, "/thoughts", "/raw")
+        page = chat.out.getvalue()[start:]
+        return [text for text in ("Hm one.", "**One**", "Hm two.", "Two") if text in page]
+
+    assert shown() == ["Hm two.", "Two"]
+    assert shown("/undo", CLEAR) == ["Hm one.", "**One**"]
+    chat.session.replace_conversation(list(chat.session.messages))  # as /fork and /load do
+    assert shown() == ["Hm one.", "**One**"]
+    assert shown("/undo", CLEAR) == []
+
+
+def test_thoughts_and_raw_show_the_whole_of_an_answer_in_two_parts(keys: PipeInput):
+    chat = Chat(keys, [[*thinking("Hm."), *words("One")], words("and *more*")])
+    page = chat.type("Q", "/continue", "/thoughts", "/raw").split("thoughts of the last")[1]
+    assert "Hm." in page
+    assert "Oneand *more*" in page
+
+
 def test_an_answer_that_was_gone_on_with_keeps_the_count_of_its_thoughts(keys: PipeInput):
     chat = Chat(keys, [[*thinking("a b c"), *words("One.")], words("more")])
     chat.type("Q", "/continue")
