@@ -154,6 +154,7 @@ def _checked(option: Option, value: Any, where: str) -> Any:
     """
     is_bool = isinstance(value, bool)
     if option.type is float and isinstance(value, int) and not is_bool:
+        option.check(value, where)  # before it is a float: the message has what is written
         value = float(value)
     if not isinstance(value, option.type) or is_bool != (option.type is bool):
         shown = value if isinstance(value, str) else json.dumps(value, default=str)
