@@ -40,11 +40,17 @@ def check_words(words: Sequence[str]) -> None:
     to_ask = f'to ask the model: erniechat -p "{" ".join(words)}"'
     if first in COMMANDS and (not rest or rest[0] in HELPERS.get(first, {})):
         raise UsageError(f"{first} comes first: erniechat {' '.join(words)} …", to_ask)
-    if first in ELSEWHERE and (not rest or (len(rest) == 1 and "/" in rest[0])):
+    if first in ELSEWHERE and (not rest or (len(rest) == 1 and _is_model(rest[0]))):
         raise UsageError(f'there is no command "{first}": {ELSEWHERE[first]}', to_ask)
     if not rest and (near := near_command(first)):
         guess = f"did you mean erniechat {near}? T{to_ask[1:]}"
         raise UsageError(f'there is no command "{first}"', guess)
+
+
+def _is_model(word: str) -> bool:
+    """Whether a word is a model's name here or elsewhere: owner/name, name:tag, a file, mini."""
+    name, colon, tag = word.partition(":")
+    return "/" in word or word == "mini" or word.endswith(".gguf") or bool(name and colon and tag)
 
 
 def near_command(word: str) -> str:
