@@ -11,11 +11,12 @@ from erniechat.errors import UsageError
 from erniechat.paths import user_path
 from erniechat.ui.config import config_path
 from erniechat.ui.files import check_writable, write_whole
-from erniechat.ui.screen import plain_table
+from erniechat.ui.screen import columns_that_fit, plain_table
 from erniechat.ui.session import Session
 from erniechat.ui.text import count, exchanges
 
 NUM_LISTED = 15
+BEGINS_WIDTH = 12  # columns below which the first words are left out
 
 
 def reset_command(session: Session, argument: str) -> None:
@@ -33,9 +34,12 @@ def sessions_command(session: Session, argument: str) -> None:
     if not rows:
         session.screen.line("no saved conversations")
         return
-    table = plain_table("id", "date", "turns", "written", "begins", right=(2, 3))
+    headers = ("id", "date", "turns", "written", "begins")
+    whole = [headers, *((*row[:-1], row[-1][:BEGINS_WIDTH]) for row in rows)]
+    shown = columns_that_fit(whole, session.screen.width, least=1)
+    table = plain_table(*headers[:shown], right=(2, 3), whole=(0, 1))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row[:shown])
     session.screen.show(table)
     session.screen.note("/resume ID goes on with one · erniechat sessions lists them all")
 
@@ -86,7 +90,8 @@ def say_resumed(session: Session, chat: SavedChat) -> None:
     for line in chat.damage:
         session.screen.note(line)
     turns, tokens = exchanges(session.num_exchanges), count(session.num_context_tokens)
-    session.screen.note(f"session {chat.id} · {turns} · {tokens} tok · {chat.title}")
+    parts = [f"session {chat.id}", turns, f"{tokens} tok", *([chat.title] if chat.title else [])]
+    session.screen.note(" · ".join(parts))
     if session.summary is not None:
         session.screen.note("its beginning is read as a summary, which /system shows")
 

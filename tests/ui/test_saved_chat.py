@@ -119,6 +119,28 @@ def test_a_new_conversation_says_how_to_come_back_and_resume_does(keys: PipeInpu
     assert contents(chat.session.messages) == ["Q", "One.", "S", "Three."]
 
 
+@pytest.mark.parametrize(("width", "columns"), [(40, 4), (20, 2), (10, 1)])
+def test_a_narrow_terminal_gets_the_first_columns_of_the_sessions_whole(
+    keys: PipeInput, width: int, columns: int
+):
+    chat = saving(keys, words("One."), width=width)
+    chat.type("Q " * 40, "/sessions")
+    name, lines = chat.session.id, chat.out.getvalue().splitlines()
+    headers = ["id", "date", "turns", "written"][:columns]
+    row = lines[lines.index(next(line for line in lines if line.split() == headers)) + 1]
+    assert row.startswith(name)
+    assert len(row.split()) == columns + (columns > 1) * 2  # a date is three words
+    assert "…" not in chat.out.getvalue()
+
+
+def test_a_conversation_that_was_undone_is_resumed_without_first_words(keys: PipeInput):
+    chat = saving(keys, words("One."))
+    chat.type("Q", "/undo", "\x03")
+    name = chat.session.id
+    chat.session.close()
+    assert f"session {name} · 0 exchanges · 0 tok\n" in saving(keys).type(f"/resume {name}")
+
+
 def test_resume_brings_back_an_older_one_with_its_system_prompt(keys: PipeInput):
     chat = saving(keys, words("One."), words("Two."), words("Three."))
     chat.type("/system Be brief.", "Q")
