@@ -28,8 +28,9 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 KERNEL_SHARE = {"ram": 0.9, "gpu": 0.5}
 LAYER_SECONDS = {"cpu": 15e-6, "cuda": 28e-6}
 HANDOFF_SECONDS = 20e-6
-# With experts on disk a CPU's token goes layer by layer through Python; so mini does 7 to 9 ms.
-DISK_LAYER_SECONDS, READ_SECONDS = 800e-6, 200e-6
+# With experts on disk a CPU's token stops for each that it reads, and its choices are counted in
+# Python; of mini a read took 0.35 to 0.5 ms, most of it threads that wake up and the disk's answer.
+DISK_LAYER_SECONDS, READ_SECONDS = 5e-6, 400e-6
 GB = 1e9
 NAMES = {"ram": "RAM", "gpu": "GPU memory", "bus": "bus to the GPU", "disk": "disk"}
 

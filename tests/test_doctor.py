@@ -86,7 +86,7 @@ def test_the_doctor_refreshes_what_is_kept_and_says_where(
     assert f"at most 14 days: {figures_path()}" in capsys.readouterr().out
     assert doctor.known_speeds(CPU, PLAN) == Speeds(
         ram=9e9, disk=1e9, handoff_seconds=20e-6, token_seconds=3 * 15e-6,
-        disk_token_seconds=3 * 800e-6, read_seconds=200e-6,
+        disk_token_seconds=3 * 5e-6, read_seconds=400e-6,
     )  # fmt: skip  # one thought a line
     assert doctor.measured_speeds(CPU) == FOUND  # the bus of a start is not believed any more
     figures_path().write_text("[1]")
@@ -142,8 +142,8 @@ def test_more_memory_is_predicted_to_be_faster(
     for row in (rows[0], rows[-1]):
         nbytes = row["nbytes_per_token"]
         seconds = 8 * 15e-6 + nbytes["RAM"] / 9e9 + nbytes["disk"] * (1 / 1e9 + 1 / 9e9)
-        if nbytes["disk"]:  # layer by layer, and each of 7 layers' 4 experts that is not there
-            seconds += 8 * 800e-6 + row["hit_rates"]["disk"] * 28 * 200e-6
+        if nbytes["disk"]:  # its counts, and each of 7 layers' 4 experts that is not there
+            seconds += 8 * 5e-6 + row["hit_rates"]["disk"] * 28 * 400e-6
         assert row["tokens_per_second"] == pytest.approx(1 / seconds)
     assert main(["doctor", "--4bit"]) == 0
     page = capsys.readouterr().out

@@ -15,6 +15,7 @@ from erniechat.model.native_step import build_native_step, prompt_attention
 from erniechat.model.step_assembly import build_chunk, build_step, why_not_captured
 from quant.copy import QuantizedCopy, Weight, WeightSource
 from quant.errors import QuantError
+from quant.experts.disk import DiskExpertStore
 from quant.experts.store import ExpertStore, ResidentExpertStore
 from quant.kernels.triton.backend import import_launchers
 from quant.linear import QuantLinear
@@ -75,14 +76,12 @@ def assemble(
         else:
             tensors[name] = weight.to(device)
     check = weights.check if isinstance(weights, QuantizedCopy) else None
-    if cached is not None:
-        found = _decoder_weights(matrices, tensors, formats)
-        attend = prompt_attention(config, found.linears, dtype) or causal_attention
-        return Decoder(config, found, cached, dtype, None, attend, check)
-    store = ResidentExpertStore(experts, config.num_hidden_layers, formats.linear_backend)
+    store: DiskExpertStore | ResidentExpertStore = cached or ResidentExpertStore(
+        experts, config.num_hidden_layers, formats.linear_backend
+    )
     found = _decoder_weights(matrices, tensors, formats)
     step = build_native_step(config, found.linears, tensors, found.embedding, experts, store, dtype)
-    attention = causal_attention if step is None else step.attention
+    attention = prompt_attention(config, found.linears, dtype) or causal_attention
     return Decoder(config, found, store, dtype, step, attention, check)
 
 

@@ -1,6 +1,7 @@
 """Decoding on the CPU: one token through the whole decoder in one call of the native kernels.
 
-A prompt goes layer by layer, with native products and attention.
+Where some experts are on the disk, the call stops at a layer that chose one of them, and goes on
+when it is in RAM. A prompt goes layer by layer, with native products and attention.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 from erniechat.model.config import ModelConfig
 from erniechat.model.kv_cache import KVCache
 from erniechat.model.layers import inverse_frequencies
+from quant.experts.disk import DiskExpertStore
+from quant.experts.placement import ExpertKey
 from quant.experts.store import ResidentExpertStore
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native import NativeBackend, causal_attention
@@ -31,20 +34,15 @@ class NativeStep:
 
     Args:
         step: The decoder's weights.
-        store: Gets the counts of routings.
-        backend: Runs attention of more tokens.
+        store: Gets the counts of routings, and brings experts that are on the disk.
     """
 
-    def __init__(
-        self, step: DecodeStep, store: ResidentExpertStore, backend: NativeBackend
-    ) -> None:
+    def __init__(self, step: DecodeStep, store: ResidentExpertStore | DiskExpertStore) -> None:
         self._step = step
         self._store = store
-        self._backend = backend
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As `erniechat.model.layers.causal_attention`, in one native call."""
-        return causal_attention(q, k, v, self._backend)
+        self._disk = store if isinstance(store, DiskExpertStore) else None
+        if self._disk is not None:
+            _follow(self._disk, step)
 
     def reads(self, num_tokens: int) -> bool:
         """Whether `read` takes so many tokens: a prompt is read faster by whole products."""
@@ -54,14 +52,39 @@ class NativeStep:
         """Logits float32 ``[1, vocab_size]`` after one token whose place the cache has made.
 
         Raises:
-            QuantError: If the token does not exist, or an activation is not finite.
+            QuantError: If the token does not exist, an activation is not finite, or the disk
+                cannot be read.
         """
         (token_id,) = input_ids
+        bring = None if self._disk is None else self._bring
         try:
-            return self._step.forward(token_id, len(kv_cache) - 1, kv_cache.data)[None]
+            logits = self._step.forward(token_id, len(kv_cache) - 1, kv_cache.data, bring)
         finally:
-            self._store.count(self._step.counts)
-            self._step.counts.zero_()
+            self._count()
+        if self._disk is not None:
+            self._disk.end_token()
+        return logits[None]
+
+    def _count(self) -> None:
+        self._store.count(self._step.counts)
+        self._step.counts.zero_()
+
+    def _bring(self, layer_idx: int, expert_ids: list[int]) -> None:
+        """Have a layer's choice in RAM; what the token used before it weighs who must leave."""
+        self._count()
+        if self._disk is not None:
+            self._disk.bring(layer_idx, expert_ids)
+
+
+def _follow(store: DiskExpertStore, step: DecodeStep) -> None:
+    """Let a step know of each expert in RAM, from when it is first used until it leaves."""
+
+    def place(key: ExpertKey, weights: ExpertWeights) -> None:
+        if not step.knows(*key):
+            step.place(*key, weights)
+
+    store.on_take = place
+    store.on_leave = lambda key: step.forget(*key)
 
 
 def why_not_native(
@@ -93,17 +116,17 @@ def build_native_step(
     tensors: Mapping[str, Tensor],
     embedding: QuantTensor,
     experts: Mapping[int, Sequence[ExpertWeights]],
-    store: ResidentExpertStore,
+    store: ResidentExpertStore | DiskExpertStore,
     dtype: torch.dtype,
 ) -> NativeStep | None:
-    """The step of a decoder, or None where `why_not_native` has a reason.
+    """The step of a decoder; None where `why_not_native` has a reason or the store guesses.
 
     Args:
         config: Its shape.
         linears: By name; see `DecoderWeights`, as for tensors.
         tensors: By name.
         embedding: ``[vocab_size, hidden_size]``.
-        experts: Routed experts by layer.
+        experts: Routed experts by layer; those of a store with a disk are brought by it.
         store: Gets the counts of routings.
         dtype: Of activations and the KV cache.
 
@@ -113,8 +136,10 @@ def build_native_step(
     backend = linears["lm_head"].backend
     if why_not_native(config, linears, dtype) or not isinstance(backend, NativeBackend):
         return None
+    if isinstance(store, DiskExpertStore) and store.guesses:  # by each layer's activations
+        return None
     blocks = [
-        _block(config, layer_idx, linears, tensors, experts.get(layer_idx, ()))
+        _block(config, layer_idx, linears, tensors, experts.get(layer_idx))
         for layer_idx in range(config.num_hidden_layers)
     ]
     weights = StepWeights(
@@ -132,10 +157,11 @@ def build_native_step(
         config.head_dim,
         config.num_experts if config.moe_layers else 0,
         config.num_experts_per_tok if config.moe_layers else 0,
+        config.moe_intermediate_size if config.moe_layers else 0,
         config.rms_norm_eps,
         config.router_norm_min,
     )
-    return NativeStep(DecodeStep(sizes, weights, dtype, backend), store, backend)
+    return NativeStep(DecodeStep(sizes, weights, dtype, backend), store)
 
 
 def _block(
@@ -143,7 +169,7 @@ def _block(
     layer_idx: int,
     linears: Mapping[str, QuantLinear],
     tensors: Mapping[str, Tensor],
-    experts: Sequence[ExpertWeights],
+    experts: Sequence[ExpertWeights] | None,
 ) -> BlockWeights:
     at = f"layers.{layer_idx}."
     routed = layer_idx in config.moe_layers
@@ -159,5 +185,5 @@ def _block(
         gated,
         tensors[at + "router"] if routed else None,
         tensors[at + "correction_bias"] if routed else None,
-        experts,
+        (experts or [None] * config.num_experts) if routed else (),
     )

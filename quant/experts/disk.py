@@ -45,6 +45,7 @@ class DiskExpertStore:
     Attributes:
         layers: As given.
         num_slots: Experts that the cache holds.
+        on_take: Told who is in RAM and taken to be run, now and until it leaves.
         on_leave: Told who leaves the cache.
         may_ask: Says which experts this store can be asked for; by default all.
         num_read: Executions whose expert was not there.
@@ -73,6 +74,7 @@ class DiskExpertStore:
         self._backend = backend
         self.layers = tuple(layers)
         self._last_layer = max(layers)
+        self._sorted_layers = sorted(layers)
         self._next_layer = dict(pairwise(layers))
         self._predict = predict
         self._ahead: set[ExpertKey] = set()
@@ -82,6 +84,7 @@ class DiskExpertStore:
         self._found = self.num_read = 0
         self.num_slots, self._stage = cache.num_slots, stage
         self._pass_layer = -1  # that a prompt's chunk has come to
+        self.on_take: Callable[[ExpertKey, ExpertWeights], None] = lambda key, weights: None
         self.on_leave: Callable[[ExpertKey], None] = lambda key: None
         self.may_ask: Callable[[ExpertKey], bool] = lambda key: True
 
@@ -119,6 +122,11 @@ class DiskExpertStore:
     def has_shared(self) -> bool:
         """See `ExpertStore.has_shared`; the model keeps them."""
         return False
+
+    @property
+    def guesses(self) -> bool:
+        """Whether experts are read on a guess of what a token will choose."""
+        return self._predict is not None
 
     def warm(self, keys: Sequence[ExpertKey]) -> None:
         """Read experts while there are free slots, without waiting for them."""
@@ -191,11 +199,40 @@ class DiskExpertStore:
 
     def ensure(self, layer_idx: int, chosen: Sequence[int]) -> list[ExpertWeights]:
         """A token's experts, read if they are not here; valid until the next call."""
+        self._count_uses([ExpertKey(layer_idx, expert_idx) for expert_idx in chosen])
+        return self.bring(layer_idx, chosen)
+
+    def bring(self, layer_idx: int, chosen: Sequence[int]) -> list[ExpertWeights]:
+        """`ensure` without counting; see `count`.
+
+        Raises:
+            QuantError: If the disk cannot be read.
+        """
         keys = [ExpertKey(layer_idx, expert_idx) for expert_idx in chosen]
-        self._count_uses(keys)
         for key in keys:
             self._fetch(key, keys)
         return [self.take(key) for key in keys]
+
+    def count(self, chosen: Tensor) -> None:
+        """Add what a token chose in layers that a step runs, int64 ``[num_layers, num_experts]``.
+
+        Who is in RAM now was found there: to be called before what is missing is brought.
+        """
+        uses = chosen.numpy() > 0
+        total = int(uses.sum())
+        if not total:
+            return
+        early = sum(bool(uses[key]) for key in self._ahead)
+        self._ahead.clear()
+        self.num_ahead_used += early
+        found = self._heat.use_in_layers(uses[self._sorted_layers]) - early
+        self._found += found
+        self.num_read += total - found
+        self._counts += chosen
+
+    def end_token(self) -> None:
+        """A token has been through a step: what older ones chose fades."""
+        self._heat.pass_token()
 
     def _chunk(self, layer_idx: int, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """Each used expert once over its tokens, the missing ones being read meanwhile.
@@ -287,8 +324,10 @@ class DiskExpertStore:
             QuantError: If the disk cannot be read.
         """
         try:
-            return self._cache.take(key)
+            weights = self._cache.take(key)
         except QuantError:
             for failed in self._cache.forget_failed():
                 self.drop(failed)
             raise
+        self.on_take(key, weights)
+        return weights

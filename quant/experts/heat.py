@@ -52,6 +52,24 @@ class Heat:
         """What a pass through all layers uses; it counts once `settle` is called."""
         self._noted[self._rows[layer_idx], list(expert_ids)] = True
 
+    def use_in_layers(self, chosen: np.ndarray) -> int:
+        """Count a token's choices in several layers, one after the other.
+
+        Args:
+            chosen: bool ``[num_layers, num_experts]``, the layers in ascending order.
+
+        Returns:
+            How many of the chosen are held.
+        """
+        if self._by_use:
+            self._heat[chosen] += self._unit
+        else:
+            layers = chosen.any(1)
+            times = self._clock + layers.cumsum()
+            self._heat = np.where(chosen, times[:, None], self._heat)
+            self._clock += float(layers.sum())
+        return int((chosen & self._held).sum())
+
     def settle(self) -> None:
         """Count what was noted."""
         if self._by_use:

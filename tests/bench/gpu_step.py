@@ -23,6 +23,7 @@ from erniechat.model.assembly import assemble
 from erniechat.model.config import ModelConfig
 from erniechat.model.conversion import Formats
 from erniechat.model.decoder import Decoder
+from erniechat.model.device_step import CapturedStep
 from erniechat.model.families import family_of
 from erniechat.model.synthetic import with_layers
 from quant.copy import MemoryWeights, Weight
@@ -327,7 +328,7 @@ def tuned(decoder: Decoder, **changes: object):
         step.sizes, step._layers, step._embedding, step._head, step._final_norm, step._experts,
         step._inverse_frequencies, Tuning(**changes),
     )  # fmt: skip
-    return type(decoder.step)(other, None, DEVICE)
+    return CapturedStep(other, None, DEVICE)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ FOUND = library.find_library()
 pytestmark = pytest.mark.skipif(isinstance(FOUND, str), reason=str(FOUND))
 
 HIDDEN, WIDTH, VOCAB = 64, 128, 96
-SIZES = StepSizes(VOCAB, HIDDEN, 4, 2, 16, 4, 2, 1e-5, 1e-12)
+SIZES = StepSizes(VOCAB, HIDDEN, 4, 2, 16, 4, 2, 64, 1e-5, 1e-12)
 CACHE_SHAPE = (2, 2, 2, 8, 16)
 
 
@@ -80,7 +80,11 @@ WRONG_WEIGHTS = {
     ),
     "no_bias": (1, {"correction_bias": None}, "or none of them"),
     "few_experts": (1, {"experts": [gated()] * 3}, "3 of 4 experts"),
-    "widths": (1, {"experts": [gated()] * 3 + [gated(width=64)]}, r"widths of \[64, 128\]"),
+    "widths": (
+        1,
+        {"experts": [gated()] * 3 + [gated(width=64)]},
+        "a width of 128; all must have 64",
+    ),
 }
 
 
@@ -138,3 +142,56 @@ def test_an_embedding_in_bf16_is_looked_up():
     ]
     error = (results[0] - results[1]).norm() / results[0].norm()
     assert 0 < float(error) < 0.05
+
+
+def with_missing() -> StepWeights:
+    experts = [gated(width=64)] * 4
+    return with_block(1, experts=[experts[0], None, None, experts[3]])
+
+
+def test_an_expert_that_is_not_placed_is_asked_for_and_the_token_goes_on():
+    decode, asked, caches = step(changed=with_missing()), [], torch.zeros(2, *CACHE_SHAPE)
+
+    def bring(layer_idx: int, expert_ids: list[int]) -> None:
+        asked.append((layer_idx, expert_ids))
+        for expert_idx in expert_ids:
+            decode.place(layer_idx, expert_idx, gated(width=64))
+
+    whole = step()
+    for position, token_id in enumerate((5, 6, 7, 8)):
+        found = decode.forward(token_id, position, caches[0], bring)
+        assert torch.equal(found, whole.forward(token_id, position, caches[1]))
+        decode.forget(1, position % 4)
+    assert torch.equal(caches[0], caches[1])
+    assert torch.equal(decode.counts, whole.counts)
+    assert asked
+    assert all(layer_idx == 1 and ids == sorted(set(ids)) for layer_idx, ids in asked)
+
+
+def test_an_expert_that_nobody_brings_is_told():
+    decode = step(changed=with_missing())
+    for expert_idx in (0, 3):
+        decode.forget(1, expert_idx)
+    for bring in (None, lambda layer_idx, expert_ids: None):
+        with pytest.raises(QuantError, match="chose an expert that is not in memory"):
+            decode.forward(5, 0, torch.zeros(CACHE_SHAPE), bring)
+
+
+def test_an_expert_of_another_format_or_width_is_not_placed():
+    decode = step(changed=with_missing())
+    with pytest.raises(QuantError, match="a width of 128; all must have 64"):
+        decode.place(1, 1, gated())
+    with pytest.raises(QuantError, match=r"must be in one format, got \['int8', 'nf4'\]"):
+        decode.place(1, 1, gated("int8", 64))
+    assert not decode.knows(1, 1)
+
+
+def test_what_is_not_finite_is_told_before_what_is_missing():
+    damaged = with_missing()
+    norm = damaged.blocks[0].input_norm.clone()
+    norm[0] = float("nan")
+    blocks = [dataclasses.replace(damaged.blocks[0], input_norm=norm), damaged.blocks[1]]
+    decode = step(changed=dataclasses.replace(damaged, blocks=blocks))
+    decode.forget(1, 0)  # what NaN chooses
+    with pytest.raises(QuantError, match="NaN or infinite"):
+        decode.forward(5, 0, torch.zeros(CACHE_SHAPE), lambda layer_idx, ids: None)

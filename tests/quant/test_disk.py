@@ -111,6 +111,37 @@ def test_what_is_in_ram_is_not_read_again(copy):
     assert store.hit_rate == 0.5
 
 
+@pytest.mark.parametrize("by_use", [True, False])
+def test_a_step_teaches_the_cache_what_layers_one_by_one_do(copy, by_use):
+    """A step counts what it has run when it stops, which is where an expert was never taken."""
+    stores = [disk_store(copy, 9, by_use=by_use) for _ in range(2)]
+    taken, generator = set(), torch.Generator().manual_seed(1)
+    stores[1].on_take = lambda key, weights: taken.add(key)
+    stores[1].on_leave = taken.discard
+    num_stops = 0
+    for _ in range(60):
+        chosen = torch.zeros(NUM_LAYERS, NUM_EXPERTS, dtype=torch.int64)
+        for layer in LAYERS:
+            hidden, ids, weights = routing(1, generator)
+            ids = torch.tensor([sorted(set((ids[0] ** 2 // 8).tolist()))])  # some are used more
+            stores[0].forward(layer, hidden, ids, weights[:, : ids.shape[1]])
+            chosen[layer, ids[0]] = 1
+            if not all(ExpertKey(layer, e) in taken for e in ids[0].tolist()):
+                stores[1].count(chosen)
+                chosen.zero_()
+                stores[1].bring(layer, ids[0].tolist())
+                num_stops += 1
+        stores[1].count(chosen)
+        stores[1].end_token()
+    assert torch.equal(stores[0].counts, stores[1].counts)
+    assert stores[0].uses == stores[1].uses
+    assert 20 < num_stops < 60 * len(LAYERS)
+    for key in (ExpertKey(layer, e) for layer in LAYERS for e in range(NUM_EXPERTS)):
+        assert (key in stores[0]) == (key in stores[1])
+        if by_use:
+            assert stores[0]._heat.of(key) == pytest.approx(stores[1]._heat.of(key))
+
+
 def test_warm_experts_are_read_before_they_are_chosen(copy):
     store = disk_store(copy, 4)
     store.warm([ExpertKey(2, expert) for expert in range(8)])  # four of them find room

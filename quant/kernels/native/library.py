@@ -20,7 +20,8 @@ from quant.errors import QuantError
 from quant.kernels.native.build import LIBRARY
 from quant.kernels.native.threads import default_num_threads
 
-ABI = 5
+ABI = 6
+NOT_HERE = 8  # the status of a step that can go on
 CODEBOOK, INT8 = 0, 1
 FLOAT32, BFLOAT16 = 0, 1
 
@@ -32,6 +33,7 @@ MESSAGES = {
     5: "the native library does not hold this instruction set",
     6: "the GPU asked the CPU for an expert that it does not have",
     7: "an expert that the GPU asked for cannot be brought from the disk",
+    NOT_HERE: "a token chose an expert that is not in memory",
 }
 
 
@@ -102,11 +104,12 @@ class Step(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("layers", "norm", "inverse_frequencies")),
         *((name, c_void_p) for name in ("embedding", "embedding_absmax", "kv_cache", "logits")),
+        *((name, c_void_p) for name in ("hidden", "wanted")),
         ("head", Matrix),
         *((name, c_int64) for name in ("num_layers", "hidden_size", "num_heads")),
         *((name, c_int64) for name in ("num_kv_heads", "head_dim", "num_experts")),
         *((name, c_int64) for name in ("num_experts_per_tok", "routed_width", "gated_width")),
-        *((name, c_int64) for name in ("capacity", "position", "token_id")),
+        *((name, c_int64) for name in ("capacity", "position", "token_id", "begin_layer")),
         *(("eps", c_float), ("norm_min", c_float), ("dtype", c_int32), ("path", c_int32)),
     )
 

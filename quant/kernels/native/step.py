@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +12,24 @@ from quant.errors import QuantError
 from quant.kernels.base import ExpertWeights
 from quant.kernels.native.backend import SERVED, NativeBackend
 from quant.kernels.native.buffers import DTYPES, address, matrix
-from quant.kernels.native.library import Expert, Matrix, Step, StepLayer, check_status
+from quant.kernels.native.library import (
+    NOT_HERE,
+    Expert,
+    Matrix,
+    Step,
+    StepLayer,
+    check_status,
+)
 from quant.tensor import QuantTensor
 
 ACTIVATION_DTYPES = tuple(DTYPES)
 
+Bring = Callable[[int, list[int]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class StepSizes:
-    """The shape of a decoder; without routed experts their three numbers are 0.
+    """The shape of a decoder; without routed experts their four numbers are 0.
 
     Attributes:
         vocab_size: Rows of embedding and head.
@@ -30,6 +39,7 @@ class StepSizes:
         head_dim: Width of a head, even.
         num_experts: Routed experts of a layer.
         num_experts_per_tok: Routed experts a token uses.
+        expert_width: Inner width of a routed expert.
         norm_eps: Added to the mean square in norms.
         router_norm_min: Least sum by which routing weights are divided.
     """
@@ -41,6 +51,7 @@ class StepSizes:
     head_dim: int
     num_experts: int
     num_experts_per_tok: int
+    expert_width: int
     norm_eps: float
     router_norm_min: float
 
@@ -57,7 +68,7 @@ class BlockWeights:
         gated: A dense block's MLP or the shared experts; None without shared experts.
         router: float32 ``[num_experts, hidden_size]``, None in a dense block.
         correction_bias: float32 ``[num_experts]``, None in a dense block.
-        experts: The routed experts by id.
+        experts: The routed experts by id; None for those that are not in memory yet.
     """
 
     input_norm: Tensor
@@ -67,7 +78,7 @@ class BlockWeights:
     gated: ExpertWeights | None
     router: Tensor | None = None
     correction_bias: Tensor | None = None
-    experts: Sequence[ExpertWeights] = ()
+    experts: Sequence[ExpertWeights | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +127,13 @@ class DecodeStep:
         self._dtype = dtype
         self._native, path = backend.chosen()
         self._kept: list[object] = [weights]  # what the descriptors point to
+        self._format = weights.blocks[0].qkv.format
+        self._tables = [(ctypes.c_void_p * sizes.num_experts)() for _ in weights.blocks]
+        self._placed: dict[tuple[int, int], tuple[Expert, ExpertWeights]] = {}
         layers = (StepLayer * len(weights.blocks))()
         for layer_idx, block in enumerate(weights.blocks):
-            layers[layer_idx] = self._layer(block, self.counts[layer_idx])
+            layers[layer_idx] = self._layer(layer_idx, block)
         self._kept.append(layers)
-        widths = [expert.down.shape[1] for block in weights.blocks for expert in block.experts[:1]]
         gated = [block.gated.down.shape[1] for block in weights.blocks if block.gated is not None]
         absmax = weights.embedding.parts.get("absmax")
         head = _matrix(weights.head, "the head", (sizes.vocab_size, sizes.hidden_size))
@@ -133,11 +146,11 @@ class DecodeStep:
         self._step = Step(
             *(ctypes.addressof(layers), self._norm(weights.norm, "norm"), angles),
             *(_embedding(weights.embedding, sizes), 0 if absmax is None else absmax.data_ptr()),
-            *(0, 0, head),
+            *(0, 0, 0, 0, head),
             *(len(weights.blocks), sizes.hidden_size, sizes.num_heads, sizes.num_kv_heads),
             *(sizes.head_dim, sizes.num_experts, sizes.num_experts_per_tok),
-            *(max(widths, default=0), max(gated, default=0)),
-            *(0, 0, 0, sizes.norm_eps, sizes.router_norm_min, DTYPES[dtype], path),
+            *(sizes.expert_width, max(gated, default=0)),
+            *(0, 0, 0, -1, sizes.norm_eps, sizes.router_norm_min, DTYPES[dtype], path),
         )
 
     def _norm(self, weight: Tensor, name: str) -> int:
@@ -149,19 +162,39 @@ class DecodeStep:
     def _expert(self, expert: ExpertWeights) -> Expert:
         hidden_size, width = self.sizes.hidden_size, expert.down.shape[1]
         gate_up = _matrix(expert.gate_up, "gate and up", (2 * width, hidden_size))
-        view = Expert(gate_up, _matrix(expert.down, "down", (hidden_size, width)))
-        self._kept.append(view)
-        return view
+        return Expert(gate_up, _matrix(expert.down, "down", (hidden_size, width)))
 
-    def _layer(self, block: BlockWeights, counts: Tensor) -> StepLayer:
+    def place(self, layer_idx: int, expert_idx: int, expert: ExpertWeights) -> None:
+        """Say where an expert is; it is kept alive. Not while a token is read.
+
+        Raises:
+            QuantError: If it is not of the step's format and shape.
+        """
+        _check_expert(expert, self.sizes, self._format)
+        view = self._expert(expert)
+        self._placed[layer_idx, expert_idx] = view, expert
+        self._tables[layer_idx][expert_idx] = ctypes.addressof(view)
+
+    def forget(self, layer_idx: int, expert_idx: int) -> None:
+        """Let go of an expert, if it was placed. Not while a token is read."""
+        self._tables[layer_idx][expert_idx] = None
+        self._placed.pop((layer_idx, expert_idx), None)
+
+    def knows(self, layer_idx: int, expert_idx: int) -> bool:
+        """Whether an expert was placed."""
+        return (layer_idx, expert_idx) in self._placed
+
+    def _layer(self, layer_idx: int, block: BlockWeights) -> StepLayer:
         sizes = self.sizes
         width = sizes.num_heads * sizes.head_dim
         all_heads = width + 2 * sizes.num_kv_heads * sizes.head_dim
         gated = None if block.gated is None else self._expert(block.gated)
+        self._kept.append(gated)
         router = bias = 0
-        views = [self._expert(expert) for expert in block.experts]
-        table = (ctypes.c_void_p * len(views))(*map(ctypes.addressof, views))
-        self._kept.append(table)
+        table, counts = self._tables[layer_idx], self.counts[layer_idx]
+        for expert_idx, expert in enumerate(block.experts):
+            if expert is not None:
+                self.place(layer_idx, expert_idx, expert)
         if block.router is not None and block.correction_bias is not None:
             shape = (sizes.num_experts, sizes.hidden_size)
             router = address(block.router, "a router", shape, torch.float32)
@@ -174,7 +207,9 @@ class DecodeStep:
             _matrix(block.o, "o", (sizes.hidden_size, width)),
         )
 
-    def forward(self, token_id: int, position: int, kv_cache: Tensor) -> Tensor:
+    def forward(
+        self, token_id: int, position: int, kv_cache: Tensor, bring: Bring | None = None
+    ) -> Tensor:
         """Read one token, write its keys and values, and add its choices to `counts`.
 
         Args:
@@ -182,13 +217,15 @@ class DecodeStep:
             position: How many tokens the cache holds before it.
             kv_cache: ``[2, num_layers, num_kv_heads, capacity, head_dim]`` of the step's dtype;
                 changed at the position.
+            bring: Asked with a layer and all experts of its choice, in ascending order, where one
+                of them was not placed; it places them, and the token goes on.
 
         Returns:
             Logits, float32 ``[vocab_size]``.
 
         Raises:
             QuantError: If the token or position does not exist, the cache is not what it should
-                be, or an activation is not finite.
+                be, an activation is not finite, or an expert was not brought.
         """
         sizes, step = self.sizes, Step.from_buffer_copy(self._step)  # calls may overlap
         capacity = kv_cache.shape[3] if kv_cache.dim() == 5 else 0
@@ -201,7 +238,16 @@ class DecodeStep:
         logits = torch.empty(sizes.vocab_size)
         step.capacity, step.position, step.token_id = capacity, position, token_id
         step.logits = logits.data_ptr()
-        check_status(self._native.handle.native_step(step))
+        hidden = torch.empty(sizes.hidden_size)
+        wanted = torch.empty(1 + sizes.num_experts_per_tok, dtype=torch.int64)
+        step.hidden, step.wanted = hidden.data_ptr(), wanted.data_ptr()
+        while (status := self._native.handle.native_step(step)) == NOT_HERE and bring is not None:
+            layer_idx, *expert_ids = wanted.tolist()
+            bring(layer_idx, expert_ids)
+            if not all(self.knows(layer_idx, expert_idx) for expert_idx in expert_ids):
+                break
+            step.begin_layer = layer_idx
+        check_status(status)
         return logits
 
 
@@ -235,7 +281,7 @@ def _check_sizes(sizes: StepSizes, weights: StepWeights, dtype: torch.dtype) -> 
         )
     if not (math.isfinite(sizes.norm_eps) and sizes.norm_eps >= 0):
         raise QuantError(f"norm_eps must be a number from 0 up, got {sizes.norm_eps}")
-    formats, widths = set(), set()
+    formats = set()
     for block in weights.blocks:
         routed = block.router is not None
         if routed != (block.correction_bias is not None) or (routed != bool(block.experts)):
@@ -245,18 +291,26 @@ def _check_sizes(sizes: StepSizes, weights: StepWeights, dtype: torch.dtype) -> 
         if not routed and block.gated is None:
             raise QuantError("a block has no MLP")
         gated = [] if block.gated is None else [block.gated]
-        widths |= {expert.down.shape[1] for expert in block.experts}
-        linears = [block.qkv, block.o]
-        linears += [part for expert in (*gated, *block.experts) for part in _parts(expert)]
+        linears = [block.qkv, block.o, *(part for expert in gated for part in _parts(expert))]
         formats |= {weight.format for weight in linears}
     if len(formats) > 1 or not formats <= set(SERVED):
         raise QuantError(f"all linear maps must be in one of {SERVED}, got {sorted(formats)}")
-    if len(widths) > 1:
-        raise QuantError(f"experts have widths of {sorted(widths)}; all must have one")
-    if widths and not 1 <= sizes.num_experts_per_tok <= sizes.num_experts:
+    has_routed = any(block.router is not None for block in weights.blocks)
+    if has_routed and not 1 <= sizes.num_experts_per_tok <= sizes.num_experts:
         raise QuantError(
             f"a token cannot use {sizes.num_experts_per_tok} of {sizes.num_experts} experts"
         )
+
+
+def _check_expert(expert: ExpertWeights, sizes: StepSizes, format_name: str) -> None:
+    """Refuse a routed expert that is not as all of them must be."""
+    if expert.down.shape[1] != sizes.expert_width:
+        raise QuantError(
+            f"an expert has a width of {expert.down.shape[1]}; all must have {sizes.expert_width}"
+        )
+    formats = sorted({part.format for part in _parts(expert)} | {format_name})
+    if len(formats) > 1:
+        raise QuantError(f"all linear maps must be in one format, got {formats}")
 
 
 def _parts(expert: ExpertWeights) -> tuple[QuantTensor, QuantTensor]:

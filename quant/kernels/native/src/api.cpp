@@ -5,7 +5,7 @@
 namespace native {
 namespace {
 
-constexpr int32_t kAbi = 5;  // raise it with every change of native.h; library.py holds the same
+constexpr int32_t kAbi = 6;  // raise it with every change of native.h; library.py holds the same
 
 constexpr int kMaxPaths = 6;
 

@@ -20,6 +20,7 @@ enum Status : int32_t {
   kUnknownPath = 5,  // the asked-for instruction set is not in this library or this CPU
   kBadRequest = 6,   // a GPU asked for an expert that is not there
   kNotFetched = 7,   // and whoever should have brought it could not
+  kNotHere = 8,      // a step stopped where an expert is not in memory; it can go on from there
 };
 
 enum Kind : int32_t { kCodebook = 0, kInt8 = 1 };
@@ -91,7 +92,7 @@ struct StepLayer {
   const float* post_norm;        // [hidden_size]
   const float* router;           // [num_experts, hidden_size] or null
   const float* correction_bias;  // [num_experts]
-  const Expert* const* experts;  // by id
+  const Expert* const* experts;  // by id; null where one is not in memory
   const Expert* shared;          // or null
   int64_t* counts;               // [num_experts], of how often each was chosen
   Matrix qkv;
@@ -107,11 +108,15 @@ struct Step {
   const float* embedding_absmax;     // [vocab_size], or null if it is bfloat16
   void* kv_cache;                    // [2, num_layers, num_kv_heads, capacity, head_dim] of dtype
   float* logits;                     // [vocab_size]
+  float* hidden;                     // [hidden_size], kept where a token stops and goes on
+  int64_t* wanted;                   // [1 + num_experts_per_tok]: the layer where it stopped, and
+                                     // what that one chose in ascending order
   Matrix head;
   int64_t num_layers, hidden_size, num_heads, num_kv_heads, head_dim;
   int64_t num_experts, num_experts_per_tok, routed_width;
   int64_t gated_width;  // the largest of a dense or shared MLP
   int64_t capacity, position, token_id;
+  int64_t begin_layer;  // where a token goes on that had stopped; −1 for one that begins
   float eps, norm_min;
   int32_t dtype, path;
 };

@@ -123,7 +123,7 @@ void Pool::drain(int thread) {
     job.body(job.context, chunk, thread);
     if (done_[phase].value.fetch_add(1) + 1 == job.num_chunks) {
       if (job.last) job.last(job.context);
-      phase_.store(phase + 1);
+      phase_.store(ends_early_ ? num_phases_ : phase + 1);
       announce();
     }
   }
@@ -148,6 +148,7 @@ void Pool::run(const Phase* phases, int num_phases) {
     done_[num_phases_].value.store(0);
     num_phases_++;
   }
+  ends_early_ = false;
   phase_.store(0);
   open_.store(true);
   announce();

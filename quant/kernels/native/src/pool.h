@@ -33,6 +33,8 @@ class Pool {
   // Runs the phases in order on all threads, the caller's included (as thread 0). One caller at a
   // time: others wait their turn on `guard()`, which the caller must hold.
   void run(const Phase* phases, int num_phases);
+  // For the `last` of a phase: those after it are left out.
+  void end_early() { ends_early_ = true; }
   // Makes room for calls of so many phases; throws bad_alloc. For a holder of the guard.
   void reserve(int num_phases);
   std::mutex& guard() { return guard_; }
@@ -51,6 +53,7 @@ class Pool {
   std::atomic<uint32_t> ticket_{0};  // changes whenever there may be something new to do
   std::atomic<int> num_sleeping_{0}, num_inside_{0};
   std::atomic<bool> open_{false};
+  bool ends_early_ = false;  // of the thread that ends a phase
 
   static constexpr int kFewPhases = 4;  // what needs no reserve()
   int max_phases_ = kFewPhases, num_phases_ = 0;

@@ -4,7 +4,11 @@
 //
 // What is too little for many threads (norms, quantizing, the choice of experts) is done by the
 // thread that ends the phase before, while the others wait at its barrier anyway.
+//
+// Where an expert is chosen that is not in memory the token stops, and a later call goes on: from
+// the residual stream before that block's MLP, whose router chooses the same again.
 #include <cmath>
+#include <cstring>
 #include <new>
 
 #include "step_job.h"
@@ -107,7 +111,7 @@ size_t take_pieces(StepJob& job, int num_threads, Arena* arena) {
   return pieces.nbytes;
 }
 
-void add_phases(std::vector<Phase>& phases, StepStage& stage) {
+void add_attention(std::vector<Phase>& phases, StepStage& stage) {
   const StepJob& job = *stage.job;
   const Step& step = job.step;
   const StepLayer& layer = *stage.layer;
@@ -116,6 +120,12 @@ void add_phases(std::vector<Phase>& phases, StepStage& stage) {
   phases.push_back({job.num_splits * step.num_kv_heads, attend_chunk, &stage});
   phases.push_back({step.num_heads, combine_chunk, &stage, after_attention});
   phases.push_back({out_chunks, o_chunk, &stage, after_o});
+}
+
+void add_mlp(std::vector<Phase>& phases, StepStage& stage) {
+  const StepJob& job = *stage.job;
+  const Step& step = job.step;
+  const StepLayer& layer = *stage.layer;
   const int64_t blocks = layer.shared ? num_blocks_of(layer.shared->down.num_cols) : 0;
   if (layer.router) {
     stage.num_router_chunks = chunks_of(step.num_experts, kRouterRows);
@@ -125,7 +135,19 @@ void add_phases(std::vector<Phase>& phases, StepStage& stage) {
   } else {
     phases.push_back({blocks, router_chunk, &stage});
   }
-  phases.push_back({out_chunks, down_chunk, &stage, after_down});
+  phases.push_back({chunks_of(step.hidden_size, job.o_rows), down_chunk, &stage, after_down});
+}
+
+// The residual stream as it is where the token begins, or where it stopped.
+void begin(StepJob& job) {
+  const Step& step = job.step;
+  if (step.begin_layer < 0) {
+    embed(job);
+    job.norm(step.layers[0].input_norm, job.split);
+  } else {
+    std::memcpy(job.hidden, step.hidden, size_t(step.hidden_size) * sizeof(float));
+    job.norm(step.layers[step.begin_layer].post_norm, job.split);
+  }
 }
 
 }  // namespace
@@ -134,25 +156,33 @@ Status run_step(const Kernels& kernels, const Step& step) {
   Pool& pool = Pool::instance();
   std::lock_guard<std::mutex> lock(pool.guard());
   const int num_threads = pool.num_threads();
-  StepJob job{kernels, step};
+  StepJob job{kernels, step, pool};
   plan(job, num_threads);
   std::vector<StepStage> stages;
   std::vector<Phase> phases;
   try {
     if (!shared_arena().reserve(take_pieces(job, num_threads, nullptr))) return kNoMemory;
     take_pieces(job, num_threads, &shared_arena());
-    for (int64_t i = 0; i < step.num_layers; i++) stages.push_back({&job, step.layers + i, i, 0});
-    for (StepStage& stage : stages) add_phases(phases, stage);
+    const int64_t first = step.begin_layer < 0 ? 0 : step.begin_layer;
+    for (int64_t i = first; i < step.num_layers; i++) {
+      stages.push_back({&job, step.layers + i, i, 0});
+    }
+    for (StepStage& stage : stages) {
+      if (stage.layer_idx != step.begin_layer) add_attention(phases, stage);
+      add_mlp(phases, stage);
+    }
     phases.push_back({chunks_of(step.head.num_rows, job.head_rows), head_chunk, &stages[0]});
     pool.reserve(int(phases.size()));
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }
-  embed(job);
   find_angles(job);
-  job.norm(step.layers[0].input_norm, job.split);
+  begin(job);
   pool.run(phases.data(), int(phases.size()));
-  return job.finite ? kOk : kNotFinite;
+  if (!job.finite) return kNotFinite;
+  if (job.is_here) return kOk;
+  std::memcpy(step.hidden, job.hidden, size_t(step.hidden_size) * sizeof(float));
+  return kNotHere;
 }
 
 }  // namespace native

@@ -17,8 +17,9 @@ constexpr int64_t kLeastPositions = 64, kMostSplits = 64;
 
 // A routed expert of the current layer, in ascending order of ids as run_layer sums them.
 struct Chosen {
-  const Expert* expert;
+  int64_t id;
   float weight;
+  const Expert* expert;
 };
 
 struct StepScratch {
@@ -33,6 +34,7 @@ struct StepScratch {
 struct StepJob {
   const Kernels& kernels;
   const Step& step;
+  Pool& pool;
   bool bf16;
   bool split;      // the order of codes that the linear maps want
   int64_t num_held, split_positions, num_splits, head_ld;
@@ -55,6 +57,7 @@ struct StepJob {
   Activations shared_width;    // of the shared experts or of a dense MLP
   Activations routed_width;    // one row a chosen expert
   std::atomic<bool> finite{true};
+  bool is_here = true;  // all that was chosen; else the token stops
   StepScratch scratch[kMaxThreads];
 
   void round(float* x, int64_t n) const {

@@ -1,8 +1,8 @@
 // The MLP half of a block: the router beside the shared experts, the routed ones, their sum.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <utility>
 
 #include "step_job.h"
 
@@ -54,17 +54,19 @@ int64_t take_best(const StepJob& job) {
   return best;
 }
 
-void sort_by_id(const StepJob& job, const StepLayer& layer) {
-  int64_t filled = 0;
-  Chosen* chosen = job.chosen;
-  const int64_t num_chosen = job.step.num_experts_per_tok;
-  for (int64_t e = 0; e < job.step.num_experts; e++) {
-    for (int64_t i = filled; i < num_chosen; i++) {
-      if (chosen[i].expert != layer.experts[e]) continue;
-      std::swap(chosen[i], chosen[filled++]);
-      break;
-    }
+void sort_by_id(const StepJob& job) {
+  std::sort(job.chosen, job.chosen + job.step.num_experts_per_tok,
+            [](const Chosen& a, const Chosen& b) { return a.id < b.id; });
+}
+
+// Ends the token here, and says what it wants.
+void stop(StepJob& job, int64_t layer_idx) {
+  job.is_here = false;
+  job.step.wanted[0] = layer_idx;
+  for (int64_t i = 0; i < job.step.num_experts_per_tok; i++) {
+    job.step.wanted[1 + i] = job.chosen[i].id;
   }
+  job.pool.end_early();
 }
 
 }  // namespace
@@ -100,8 +102,8 @@ void after_router(void* context) {
   float total = 0;
   for (int64_t i = 0; i < num_chosen; i++) {
     const int64_t e = take_best(job);
-    job.chosen[i] = {stage.layer->experts[e], job.router_logits[e]};
-    stage.layer->counts[e]++;
+    job.chosen[i] = {e, job.router_logits[e], stage.layer->experts[e]};
+    if (stage.layer_idx != step.begin_layer) stage.layer->counts[e]++;
     total += job.router_logits[e];
   }
   total = total > step.norm_min ? total : step.norm_min;
@@ -109,7 +111,10 @@ void after_router(void* context) {
     job.chosen[i].weight /= total;
     job.round(&job.chosen[i].weight, 1);
   }
-  sort_by_id(job, *stage.layer);
+  sort_by_id(job);
+  for (int64_t i = 0; i < num_chosen; i++) {
+    if (!job.chosen[i].expert) return stop(job, stage.layer_idx);
+  }
 }
 
 void routed_chunk(void* context, int64_t chunk, int thread) {
