@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Protocol
@@ -26,6 +27,7 @@ from erniechat.ui.history import PrivateHistory, history_path
 from erniechat.ui.keys import ESCAPE_SECONDS, KeyWatch, QuietKeys, RawKeys, as_typed
 from erniechat.ui.paste import Folds
 from erniechat.ui.screen import Screen
+from erniechat.ui.signals import Interrupted
 from erniechat.ui.terminal import Terminal, is_utf8
 
 _STYLE = Style.from_dict(
@@ -139,6 +141,8 @@ class LinePrompt:
         typed_ahead = self._take_typed()
         try:
             return asker.prompt(question)
+        except Interrupted:  # by another signal than Ctrl-C's
+            raise
         except (EOFError, KeyboardInterrupt):
             return None
         finally:
@@ -177,7 +181,16 @@ class PlainPrompt:
     def _line(self, sign: str) -> str:
         self._screen.console.file.write(sign)
         self._screen.console.file.flush()
-        line = sys.stdin.readline()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            line = sys.stdin.readline()
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            self._screen.line()  # below the ^C that the terminal shows; it drops what was typed
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
         if not line:
             self._screen.line()
             raise EOFError
@@ -188,6 +201,8 @@ class PlainPrompt:
         self._drop_typed()
         try:
             return self._line(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except Interrupted:  # by another signal than Ctrl-C's
+            raise
         except (EOFError, KeyboardInterrupt):
             return False
 
@@ -205,6 +220,8 @@ class PlainPrompt:
         self._drop_typed()
         try:
             line = self._line(f"{choice_range(number)}Enter edits the message {self._sign}").strip()
+        except Interrupted:  # by another signal than Ctrl-C's
+            raise
         except (EOFError, KeyboardInterrupt):
             return None
         return int(line) if line.isdecimal() and 0 < int(line) <= number else None

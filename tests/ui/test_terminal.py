@@ -220,6 +220,20 @@ def test_plain_has_no_escapes_and_works():
         assert run.mode == before
 
 
+def test_ctrl_c_at_the_prompt_of_plain_drops_the_line_and_not_the_chat():
+    with erniechat("plain", *MODEL, "--plain") as run:
+        run.wait(PROMPT)
+        for count, typed in enumerate(("", "half a", '"""\nopen'), 1):
+            run.send(typed + "\x03")
+            run.wait(lambda count=count: run.text.count("Ctrl-D leaves\n›") == count)
+        run.send("What is it?\n")
+        run.wait(r"The answer is 42\.[^›]*›")
+        assert "half a The" not in run.text
+        run.send("\x04")
+        assert run.end() == 0
+        assert run.lines[-1] == "goodbye · 1 exchange"
+
+
 @pytest.mark.timed
 @pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {}])
 def test_no_color_means_no_colours(environ: dict[str, str]):
@@ -313,3 +327,19 @@ def test_the_lines_before_the_prompt_and_errors_break_between_words(width: int, 
         'error: no model "missing" on the hub; check the name'
     )
     assert all(len(line) < width for line in run.lines)
+
+
+@pytest.mark.parametrize("plain", [(), ("--plain",)])
+def test_sigterm_is_no_answer_to_a_question(plain: tuple[str, ...]):
+    enter = "\n" if plain else "\r"
+    with erniechat("plain", *MODEL, *plain) as run:
+        before = run.mode
+        run.wait(PROMPT)
+        for number in (1, 2):
+            run.send("word " * 100 + enter)
+            run.wait(lambda number=number: run.text.count("tok/s") == number)
+        run.send("/compact" + enter)
+        run.wait(r"Go on\? \[y/N\]")
+        os.kill(run.child.pid, signal.SIGTERM)
+        assert run.end() == 143
+        assert run.mode == before
