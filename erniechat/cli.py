@@ -191,7 +191,7 @@ def _run(argv: Sequence[str], terminal: Terminal, services: Services) -> int:
         return print_page(terminal, "".join(f"{value}\n" for value in values))
     arguments = parse_arguments(argv)
     if arguments.help:
-        return print_page(terminal, arguments.help)
+        return print_page(terminal, arguments.help, for_people=True)
     if arguments.completion:
         return _completion(terminal, arguments.completion)
     if arguments.man:

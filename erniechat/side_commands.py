@@ -37,9 +37,11 @@ def run_side_command(
     command, action, *names = arguments.helper
     name, as_json = "".join(names), arguments.json
     if command == "sessions":
-        return print_page(terminal, helpers.sessions_page(action, name, as_json=as_json))
+        page = helpers.sessions_page(action, name, as_json=as_json)
+        return print_page(terminal, page, for_people=action == "ls" and not as_json)
     if command == "config":
-        return print_page(terminal, helpers.config_page(action, settings, as_json=as_json))
+        page = helpers.config_page(action, settings, as_json=as_json)
+        return print_page(terminal, page, for_people=not as_json)
     if command == "cache":
         from erniechat.cache import list_copies, list_kept, remove
 
@@ -47,23 +49,24 @@ def run_side_command(
             return _task(arguments, settings.load, terminal)
         if action == "rm":
             return print_page(terminal, f"freed {remove(name) / 2**20:,.0f} MiB\n")
-        return print_page(
-            terminal, helpers.cache_page([*list_copies(), *list_kept()], as_json=as_json)
-        )
+        page = helpers.cache_page([*list_copies(), *list_kept()], as_json=as_json)
+        return print_page(terminal, page, for_people=not as_json)
     if command == "profile":
         return _profile(arguments, settings, terminal, load_engine)
     if command == "doctor":
         return _doctor(terminal, settings.load, as_json=as_json)
     from erniechat.info import gather_facts
 
-    return print_page(terminal, helpers.info_page(gather_facts(), as_json=as_json))
+    page = helpers.info_page(gather_facts(), as_json=as_json)
+    return print_page(terminal, page, for_people=not as_json)
 
 
 def _doctor(terminal: Terminal, load: LoadOptions, *, as_json: bool) -> int:
     from erniechat.doctor import format_doctor, run_doctor
 
     result = run_doctor(load, terminal.line)
-    return print_page(terminal, json.dumps(result) + "\n" if as_json else format_doctor(result))
+    page = json.dumps(result) + "\n" if as_json else format_doctor(result)
+    return print_page(terminal, page, for_people=not as_json)
 
 
 def _profile(
@@ -101,7 +104,7 @@ def _task(arguments: Arguments, load: LoadOptions, terminal: Terminal) -> int:
 
     def say(text: str) -> None:
         terminal.live.wipe()
-        print_page(terminal, text)
+        print_page(terminal, text, for_people=not arguments.json)
 
     if arguments.helper:
         model_commands.verify(arguments.helper[2], terminal.live.show, say)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -9,6 +10,9 @@ from erniechat.errors import UsageError
 from erniechat.option import Option
 from erniechat.options import OPTIONS
 from erniechat.ui.settings import Layer
+from erniechat.ui.terminal import columns, is_tty
+
+PAGE_WIDTH = 98
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,9 +44,14 @@ def new_parser(usage: str, epilog: str) -> Parser:
         allow_abbrev=False,
         add_help=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=30, width=98
+            prog, max_help_position=30, width=_page_width()
         ),
     )
+
+
+def _page_width() -> int:
+    """Columns of a help page: those of the terminal that it goes to, 98 at most."""
+    return min(PAGE_WIDTH, columns(sys.stdout) - 2) if is_tty(sys.stdout) else PAGE_WIDTH
 
 
 def _metavar(option: Option) -> str:

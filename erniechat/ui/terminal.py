@@ -236,7 +236,16 @@ def wants_color(choice: str, tty: bool, environ: Mapping[str, str], *, forced: b
     return tty and environ.get("TERM") != "dumb"
 
 
-def print_page(terminal: Terminal, text: str) -> int:
-    """Print a page on stdout, where a full disk is an error; status 0."""
+def print_page(terminal: Terminal, text: str, *, for_people: bool = False) -> int:
+    """Print a page on stdout, where a full disk is an error; status 0.
+
+    Args:
+        terminal: Whose stdout.
+        text: Lines.
+        for_people: Whether lines are broken between words where stdout is a narrow terminal.
+    """
+    if for_people and terminal.stdout_is_tty:
+        width = columns(terminal.stdout)
+        text = "\n".join(wrap_words(line, width) if line else line for line in text.split("\n"))
     AnswerStream(terminal.stdout, sanitize=False).write(text)
     return 0

@@ -1,5 +1,7 @@
 """Streamed text wrapped at words, while the last word is still being written."""
 
+import re
+import textwrap
 from collections.abc import Callable
 
 from erniechat.ui.text import char_width, display_width
@@ -7,14 +9,19 @@ from erniechat.ui.text import char_width, display_width
 TAB = 4
 
 
-def wrap_words(text: str, width: int) -> str:
-    """The text with line breaks between words where it is wider than width columns.
+def wrap_words(line: str, width: int) -> str:
+    """A line with breaks between words where it is wider than width columns.
 
-    A word that is wider than that is cut; the last column stays empty.
+    What goes on is under its last column, if that begins in the left half. A path stays whole.
     """
-    pieces: list[str] = []
-    StreamWrap(pieces.append, lambda: width).feed(text)
-    return "\n".join(line.rstrip(" ") for line in "".join(pieces).split("\n"))
+    gaps = [gap.end() for gap in re.finditer(r"^ +|  +", line) if gap.end() <= width // 2]
+    return textwrap.fill(
+        line,
+        max(width - 1, 1),
+        subsequent_indent=" " * max(gaps, default=0),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 class StreamWrap:

@@ -145,6 +145,6 @@ def test_a_line_of_the_plan_breaks_between_words_on_a_terminal_and_not_elsewhere
     plan = StartNotice((line,), 10, 1, {})
     assert ask(plan) == [
         "disk   download 43.7 GB + copy 11.7 GB at most, 212 GB free at /home/a/.cache/b",
-        "ok",
+        "       ok",
     ]
     assert ask(plan, tty=False) == [line]

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -343,3 +344,16 @@ def test_sigterm_is_no_answer_to_a_question(plain: tuple[str, ...]):
         os.kill(run.child.pid, signal.SIGTERM)
         assert run.end() == 143
         assert run.mode == before
+
+
+@pytest.mark.parametrize("words", [("--help",), ("help", "sessions"), ("config", "show")])
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_page_on_a_terminal_breaks_between_words(words: tuple[str, ...], width: int):
+    with erniechat("plain", *words, width=width, height=300) as run, TerminalRun(
+        ["sh", "-c", f"{sys.executable} -m tests.ui.drive_fake plain {' '.join(words)} | cat"],
+        width=200, height=300,
+    ) as pipe:  # fmt: skip
+        assert (run.end(), pipe.end()) == (0, 0)
+    whole = set(pipe.text.split())
+    assert {word for word in run.text.split() if len(word) < width - 1} <= whole
+    assert words[0] == "config" or max(map(len, run.lines)) < width

@@ -6,7 +6,7 @@ import pytest
 
 from erniechat.ui import text
 from erniechat.ui.reply import AnswerTrim
-from erniechat.ui.wrap import StreamWrap
+from erniechat.ui.wrap import StreamWrap, wrap_words
 
 
 def test_control_characters_become_symbols_and_text_stays():
@@ -100,3 +100,23 @@ def test_without_cursor_motion_the_text_goes_out_as_it_is():
     wrap = StreamWrap(written.append, lambda: 10, moves_cursor=False)
     wrap.feed("a long line of words")
     assert written == ["a long line of words"]
+
+
+@pytest.mark.parametrize(
+    ("line", "width", "lines"),
+    [
+        ("--seed N      repeat a reply", 21, ["--seed N      repeat", "a reply"]),
+        (
+            "-q       nothing but the answer",
+            20,
+            ["-q       nothing", "         but the", "         answer"],
+        ),
+        ("  in full or not", 12, ["  in full", "  or not"]),
+        ("kept in /a/very/long/path here", 10, ["kept in", "/a/very/long/path", "here"]),
+        ("fits", 5, ["fits"]),
+    ],
+)
+def test_a_line_goes_on_under_its_last_column_and_a_path_stays_whole(
+    line: str, width: int, lines: list[str]
+):
+    assert wrap_words(line, width).split("\n") == lines
