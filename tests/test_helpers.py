@@ -228,3 +228,8 @@ def test_the_help_page_is_the_one_that_was_agreed_on():
         "sampling (default: the checkpoint's own)",
     ]  # fmt: skip
     assert max(map(len, page.splitlines())) <= 100
+
+
+def test_the_paragraphs_of_help_that_argparse_leaves_alone_fit_80_columns():
+    page = run("plain", "--help").stdout.decode()
+    assert max(map(len, page[page.index("Every setting") :].splitlines())) < 80

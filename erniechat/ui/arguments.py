@@ -44,15 +44,17 @@ EPILOG = """commands (each has --help):
   erniechat info          devices, kernels, versions, folders
   erniechat help          this page
 
-Every setting is also an environment variable and a key in config.toml: --top-p is
-ERNIECHAT_TOP_P and top_p. The first that is given counts: flag, preset, variable,
-.erniechat.toml of the project, config.toml, the checkpoint's own. In the chat: /set top_p 0.9.
+Every setting is also an environment variable and a key in config.toml:
+--top-p is ERNIECHAT_TOP_P and top_p. The first that is given counts: flag,
+preset, variable, .erniechat.toml of the project, config.toml, the
+checkpoint's own. In the chat: /set top_p 0.9.
 
 exit status:
-  0 answered    1 bug, or what cannot be written    2 usage    3 model not available
-  4 does not fit into memory or on the disk    5 input longer than the context
-  6 answer breaks the asked-for structure
-  124 time limit    130 interrupted    143 terminated    141 reader of stdout went away"""
+  0 answered    1 bug, or what cannot be written    2 usage
+  3 model not available    4 does not fit into memory or on the disk
+  5 input longer than the context    6 answer breaks the asked-for structure
+  124 time limit    130 interrupted    143 terminated
+  141 reader of stdout went away"""
 
 STRUCTURES = ("json_schema", "grammar", "regex")
 
