@@ -5,7 +5,7 @@ import signal
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,7 +29,13 @@ def _tty_restorer() -> Callable[[], None]:
         before = termios.tcgetattr(0)
     except (ImportError, OSError, ValueError, termios.error):
         return lambda: None
-    return lambda: termios.tcsetattr(0, termios.TCSANOW, before)
+
+    def restore() -> None:
+        with suppress(OSError, termios.error):  # it may be gone
+            if termios.tcgetattr(0) != before:  # to set it in the background would stop us
+                termios.tcsetattr(0, termios.TCSANOW, before)
+
+    return restore
 
 
 @contextmanager
@@ -56,5 +62,7 @@ def signals_raise() -> Iterator[None]:
     try:
         yield
     finally:
+        if seen:
+            restore_tty()  # whoever was just changing its mode had no time to
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
